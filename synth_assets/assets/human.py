@@ -1,0 +1,205 @@
+"""The human lane: source -> human_raw -> human -> human_train, holdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from schemas.human import human_rows
+from synth_assets.assets import evidence
+from synth_assets.assets.allowed import allowed_values
+from synth_assets.assets.failures import shown_to_user
+from synth_assets.assets.source import source_asset, source_files, source_format
+from synth_assets.assets.stages import check, key, tables
+from synth_assets.assets.workbench import Workbench
+from synth_assets.errors import SourceError
+from synth_assets.lifecycle.leakage import group_overlap, leaks
+from synth_assets.lifecycle.partition import PartitionRules, partition
+from synth_assets.lifecycle.records import with_record_id
+from synth_assets.sources.files import fingerprint, read_batches
+from synth_assets.sources.landing import land, read_landed
+from synth_assets.spec.load import Dataset
+from synth_assets.tasks import task_for
+
+LEAST_TRAIN, LEAST_HOLDOUT = 2, 5
+
+
+def human_lane(dataset: Dataset) -> list[dg.AssetsDefinition]:
+    return [source_asset(dataset), _human_raw(dataset), _human(dataset), _sides(dataset)]
+
+
+def _human_raw(dataset: Dataset) -> dg.AssetsDefinition:
+    task = task_for(dataset.spec)
+
+    @tables(dataset, ["human_raw"])  # type: ignore[operator]
+    def human_raw(workbench: dg.ResourceParam[Workbench]) -> Iterator[Any]:
+        with shown_to_user():
+            paths, form = source_files(dataset, workbench.home), source_format(dataset)
+            landed = land(
+                read_batches(paths, form, required_columns=task.required_columns()),
+                dataset=dataset.name,
+                home=workbench.home.root,
+                source_version=fingerprint(paths, form),
+            )
+            raw = read_landed(landed)
+        yield dg.Output(
+            raw,
+            "human_raw",
+            metadata={
+                "landed_in": dg.MetadataValue.path(str(landed.database)),
+                "load_id": landed.load_id,
+                "files": len(paths),
+                **{f"problem/{name}": count for name, count in landed.problems.items()},
+            },
+        )
+
+    return human_raw  # type: ignore[no-any-return]
+
+
+def _human(dataset: Dataset) -> dg.AssetsDefinition:
+    task = task_for(dataset.spec)
+
+    @tables(
+        dataset,
+        ["human", "human_rejects"],
+        checks=[
+            check(dataset, "human", "contract", "Ids unique, payload present, labels known."),
+            check(dataset, "human", "nothing_lost", "Every source row is used or set aside."),
+        ],
+    )  # type: ignore[operator]
+    def human(human_raw: pl.DataFrame) -> Iterator[Any]:
+        kept, rejects = task.read_human(human_raw)
+        reasons = _counts(rejects, "reason")
+        with shown_to_user():
+            if kept.is_empty():
+                raise SourceError(
+                    f"no usable row among {human_raw.height}: {reasons or 'the source is empty'}",
+                    where=f"{dataset.name}/human",
+                    fix="check task.text, task.label, task.labels and the rejects' reasons",
+                )
+        rows = with_record_id(kept, task.payload, kind=task.kind).with_columns(
+            origin=pl.lit("human")
+        )
+        labels = _counts(rows, task.stratum)
+        yield dg.Output(rows, "human", metadata={"labels": labels})
+        yield dg.Output(rejects, "human_rejects", metadata={"reasons": reasons})
+        yield evidence.contract(
+            key(dataset, "human"), human_rows(task.payload, allowed_values(dataset)), rows
+        )
+        yield evidence.result(
+            key(dataset, "human"),
+            "nothing_lost",
+            rejects.clear(),
+            passed=rows.height + rejects.height == human_raw.height,
+            source_rows=human_raw.height,
+            used=rows.height,
+            set_aside=rejects.height,
+        )
+
+    return human  # type: ignore[no-any-return]
+
+
+def _sides(dataset: Dataset) -> dg.AssetsDefinition:
+    task, spec = task_for(dataset.spec), dataset.spec
+    rules = PartitionRules(
+        holdout=spec.partition.holdout,
+        validation=spec.partition.validation,
+        salt=spec.partition.salt,
+        decontaminate=spec.validation.decontaminate,
+        limit_train=spec.human.limit_train,
+        min_train_per_stratum=spec.human.min_train_per_label,
+    )
+    allowed = allowed_values(dataset)
+
+    @tables(
+        dataset,
+        ["human_train", "holdout", "set_aside"],
+        checks=[
+            check(dataset, "human_train", "contract", "Schema of the training side."),
+            check(dataset, "holdout", "contract", "Schema of the holdout side."),
+            check(dataset, "human_train", "no_leakage", "No holdout row, group or near-copy."),
+            check(
+                dataset,
+                "human_train",
+                "label_support",
+                f"At least {LEAST_TRAIN} training and {LEAST_HOLDOUT} holdout rows per label.",
+                blocking=False,
+            ),
+        ],
+    )  # type: ignore[operator]
+    def sides(human: pl.DataFrame) -> Iterator[Any]:
+        parts = partition(human, rules, text=task.text, stratum=task.stratum)
+        train = parts.human_train.filter(pl.col("split") == "train")
+        with shown_to_user():
+            _both_sides_exist(dataset, train, parts.holdout)
+        yield dg.Output(
+            parts.human_train,
+            "human_train",
+            metadata={
+                "labels": _counts(train, task.stratum),
+                "train_rows": train.height,
+                "validation_rows": parts.human_train.height - train.height,
+            },
+        )
+        yield dg.Output(
+            parts.holdout, "holdout", metadata={"labels": _counts(parts.holdout, task.stratum)}
+        )
+        yield dg.Output(
+            parts.set_aside, "set_aside", metadata={"reasons": _counts(parts.set_aside, "reason")}
+        )
+        yield evidence.contract(
+            key(dataset, "human_train"),
+            human_rows(task.payload, allowed, ["train", "validation"]),
+            parts.human_train,
+        )
+        yield evidence.contract(
+            key(dataset, "holdout"), human_rows(task.payload, allowed, ["holdout"]), parts.holdout
+        )
+        yield evidence.result(
+            key(dataset, "human_train"),
+            "no_leakage",
+            leaks(
+                parts.human_train, parts.holdout, text=task.text, threshold=rules.decontaminate
+            ),
+            passed=None,
+            shared_groups=group_overlap(parts.human_train, parts.holdout, group="group").height,
+        )
+        weak = _support(human, train, parts.holdout, task.stratum)
+        yield evidence.result(
+            key(dataset, "human_train"), "label_support", weak, severity=dg.AssetCheckSeverity.WARN
+        )
+
+    return sides  # type: ignore[no-any-return]
+
+
+def _both_sides_exist(dataset: Dataset, train: pl.DataFrame, holdout: pl.DataFrame) -> None:
+    for name, rows in (("training", train), ("holdout", holdout)):
+        if rows.is_empty():
+            raise SourceError(
+                f"no human row falls on the {name} side",
+                where=f"{dataset.name}/human_train",
+                fix="more rows, other shares in `partition`, or another `partition.salt`",
+            )
+
+
+def _support(
+    human: pl.DataFrame, train: pl.DataFrame, holdout: pl.DataFrame, stratum: str
+) -> pl.DataFrame:
+    """Labels with too few rows to learn from or to be measured on."""
+    counts = human.select(pl.col(stratum).unique().sort())
+    for name, rows in (("train", train), ("holdout", holdout)):
+        counts = counts.join(
+            rows.group_by(stratum).len(name=f"{name}_rows"), on=stratum, how="left"
+        )
+    return counts.fill_null(0).filter(
+        (pl.col("train_rows") < LEAST_TRAIN) | (pl.col("holdout_rows") < LEAST_HOLDOUT)
+    )
+
+
+def _counts(rows: pl.DataFrame, column: str) -> dict[str, int]:
+    """Rows per value, most frequent first."""
+    counted = rows.group_by(column).len().sort("len", column, descending=[True, False])
+    return dict(counted.iter_rows())

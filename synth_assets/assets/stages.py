@@ -1,0 +1,109 @@
+"""The stages of a dataset: names, order, parents, and how an asset of one is declared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from synth_assets.spec.fingerprint import code_version
+from synth_assets.spec.load import Dataset
+from synth_assets.store.io_manager import IO_MANAGER_KEY
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset of the graph. ``shaped_by``: its entry in the fingerprint tables."""
+
+    name: str
+    lane: str
+    shaped_by: str
+    parents: tuple[str, ...]
+    description: str
+
+
+_HUMAN = ("human_train", "holdout")
+_TABLES = (
+    Stage("human_raw", "human", "human_raw", ("source",), "Source rows as found, landed by dlt."),
+    Stage("human", "human", "human", ("human_raw",), "Usable human rows, each text once."),
+    Stage("human_rejects", "human", "human", ("human_raw",), "Source rows not used, with reasons."),
+    Stage("human_train", "human", "partition", ("human",), "Human rows to learn from."),
+    Stage("holdout", "human", "partition", ("human",), "Human rows that only measure."),
+    Stage("set_aside", "human", "partition", ("human",), "Human rows on neither side, and why."),
+    Stage("seeds", "plan", "seeds", ("human_train",), "Examples that prompts show."),
+    Stage("plan", "plan", "plan", ("seeds", "human_train"), "Every call that may be made."),
+    Stage("candidates", "synthetic", "candidates", ("plan", *_HUMAN), "What the model wrote."),
+    Stage("synthetic", "synthetic", "synthetic", ("candidates", *_HUMAN), "Rows that passed."),
+    Stage("rejects", "synthetic", "synthetic", ("candidates", *_HUMAN), "Rows that did not."),
+    Stage("blend", "product", "blend", ("human_train", "synthetic"), "Human + synthetic, weighted."),
+    Stage("train", "product", "split", ("blend",), "What a model trains on."),
+    Stage("validation", "product", "split", ("blend",), "Human rows to tune on."),
+    Stage("eval", "product", "eval", ("holdout",), "Human rows to be judged by."),
+    Stage("contribution", "evidence", "contribution", ("train", "eval"), "Did it help?"),
+)
+RELEASE = Stage(
+    "release",
+    "release",
+    "release",
+    tuple(stage.name for stage in _TABLES),
+    "An immutable version: tables, manifest, card.",
+)
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (*_TABLES, RELEASE)}
+SOURCE = "source"
+
+
+def key(dataset: Dataset, stage: str) -> dg.AssetKey:
+    return dg.AssetKey([dataset.name, stage])
+
+
+def out(dataset: Dataset, stage: str) -> dg.AssetOut:
+    """One table of a ``multi_asset``."""
+    declared = STAGES[stage]
+    return dg.AssetOut(
+        key=key(dataset, stage),
+        description=declared.description,
+        io_manager_key=IO_MANAGER_KEY,
+        group_name=dataset.name,
+        code_version=code_version(dataset, declared.shaped_by),
+        owners=dataset.spec.owners,
+        tags={"synth/lane": declared.lane},
+        kinds={"polars", "parquet"},
+    )
+
+
+def tables(
+    dataset: Dataset,
+    stages: Sequence[str],
+    *,
+    checks: Sequence[dg.AssetCheckSpec] = (),
+    only_versions_of: Sequence[str] = (),
+    pool: str | None = None,
+) -> dg.AssetsDefinition:  # a decorator; dagster's own types are loose here
+    """A decorator: the function's arguments are named after the stage's parents.
+
+    Every stage it makes has the same parents, so a function that writes two tables is one step.
+    Parents in ``only_versions_of`` are depended on, but their tables are not loaded.
+    """
+    names = STAGES[stages[0]].parents
+    unloaded = {SOURCE, *only_versions_of}
+    return dg.multi_asset(
+        name=f"{dataset.name}__{stages[0]}",
+        outs={stage: out(dataset, stage) for stage in stages},
+        ins={name: dg.AssetIn(key=key(dataset, name)) for name in names if name not in unloaded},
+        deps=[key(dataset, name) for name in names if name in unloaded],
+        check_specs=list(checks),
+        group_name=None,
+        can_subset=False,
+        pool=pool,
+        op_tags={"synth/dataset": dataset.name},
+    )  # type: ignore[return-value]
+
+
+def check(
+    dataset: Dataset, stage: str, name: str, description: str, *, blocking: bool = True
+) -> dg.AssetCheckSpec:
+    """A check that the stage's own step evaluates; a blocking one holds everything downstream."""
+    return dg.AssetCheckSpec(
+        name=name, asset=key(dataset, stage), description=description, blocking=blocking
+    )

@@ -1,0 +1,1 @@
+"""Datasets: one folder each, with ``defs.yaml`` and a prompt."""

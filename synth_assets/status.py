@@ -1,0 +1,151 @@
+"""How every stage of a dataset stands: read from Dagster's own records, nothing kept beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from synth_assets.assets.stages import SOURCE, STAGES, key
+from synth_assets.spec.load import Dataset
+from synth_assets.store.content import ContentStore
+
+Standing = Literal["fresh", "stale", "missing", "failed"]
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """``stale``: made by another declaration or from other parents than now stand. ``failed``: the
+    last attempt failed, or a blocking check of what it made did."""
+
+    stage: str
+    status: Standing
+    rows: int | None
+    data_version: str | None
+    code_version: str | None
+    materialized_at: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CheckStatus:
+    """The latest result of one check of what now stands."""
+
+    stage: str
+    name: str
+    passed: bool
+    blocking: bool
+    description: str
+
+
+def dataset_status(
+    dataset: Dataset, instance: dg.DagsterInstance, graph: Any, store: ContentStore
+) -> list[StageStatus]:
+    """Every stage in order of the graph. ``graph``: the repository's asset graph."""
+    # The resolver is internal to Dagster; it is what the UI's badges come from.
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    keys = [key(dataset, stage) for stage in STAGES]
+    records = {r.asset_entry.asset_key: r.asset_entry for r in instance.get_asset_records(keys)}
+    blocked = {
+        check.stage
+        for check in check_statuses(dataset, instance, graph)
+        if check.blocking and not check.passed
+    }
+    stages = [_source(dataset, instance)]
+    for stage in STAGES:
+        entry = records.get(key(dataset, stage))
+        event = entry.last_materialization if entry else None
+        made = event.asset_materialization if event else None
+        if event is None or made is None:
+            status: Standing = "failed" if _attempt_failed(instance, entry) else "missing"
+            stages.append(StageStatus(stage, status, None, None, None, None))
+            continue
+        tags, metadata = made.tags or {}, made.metadata
+        version = tags.get("dagster/data_version")
+        rows = metadata.get("dagster/row_count")
+        status = _standing(resolver.get_status(key(dataset, stage)))
+        if version is None or not store.path(dataset.name, stage, version).exists():
+            status = "missing"
+        if stage in blocked or _attempt_failed(instance, entry):
+            status = "failed"
+        stages.append(
+            StageStatus(
+                stage,
+                status,
+                int(rows.value) if rows is not None else None,  # type: ignore[arg-type]
+                version,
+                tags.get("dagster/code_version"),
+                _iso(event.timestamp),
+            )
+        )
+    return stages
+
+
+def check_statuses(
+    dataset: Dataset, instance: dg.DagsterInstance, graph: Any
+) -> list[CheckStatus]:
+    """Checks that have been evaluated for what now stands."""
+    keys = [k for k in graph.asset_check_keys if k.asset_key.path[0] == dataset.name]
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    found = []
+    for check_key in sorted(latest, key=lambda k: (k.asset_key.path, k.name)):
+        record = latest[check_key]
+        evaluation = record.evaluation
+        if evaluation is None:
+            continue
+        found.append(
+            CheckStatus(
+                check_key.asset_key.path[-1],
+                check_key.name,
+                evaluation.passed,
+                evaluation.blocking or graph.get(check_key).blocking,
+                evaluation.description or "",
+            )
+        )
+    return found
+
+
+def observe_source(dataset: Dataset, instance: dg.DagsterInstance, version: str) -> bool:
+    """Record the source's content hash if it is new; True when it was."""
+    if _source(dataset, instance).data_version == version:
+        return False
+    instance.report_runless_asset_event(
+        dg.AssetObservation(key(dataset, SOURCE), tags={"dagster/data_version": version})
+    )
+    return True
+
+
+def _source(dataset: Dataset, instance: dg.DagsterInstance) -> StageStatus:
+    records = instance.fetch_observations(key(dataset, SOURCE), limit=1).records
+    if not records:
+        return StageStatus(SOURCE, "missing", None, None, None, None)
+    observation = records[0].asset_observation
+    tags: Mapping[str, str] = (observation.tags if observation else None) or {}
+    version = tags.get("dagster/data_version")
+    return StageStatus(SOURCE, "fresh", None, version, None, _iso(records[0].timestamp))
+
+
+def _standing(status: StaleStatus) -> Standing:
+    return {"FRESH": "fresh", "STALE": "stale", "MISSING": "missing"}[status.value]  # type: ignore[return-value]
+
+
+def _attempt_failed(instance: dg.DagsterInstance, entry: Any) -> bool:
+    """Whether the latest attempt to make the asset came after what stands, and failed."""
+    planned = entry.last_planned_materialization_storage_id if entry else None
+    if planned is None or (entry.last_materialization_storage_id or -1) > planned:
+        return False
+    run = instance.get_run_by_id(entry.last_planned_materialization_run_id)
+    if run is None or run.status != dg.DagsterRunStatus.FAILURE:
+        return False
+    return True
+
+
+def _iso(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")

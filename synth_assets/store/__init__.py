@@ -1,0 +1,1 @@
+"""Content-addressed tables: a version is a hash, a file is written once."""

@@ -1,0 +1,69 @@
+"""Dagster's door to the store: saves a stage's frame, and makes its hash the data version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from synth_assets.report.tables import markdown_table
+from synth_assets.store.content import ContentStore
+
+IO_MANAGER_KEY = "synth_store"
+PREVIEW_ROWS = 5
+VOLATILE = ("_load_id",)
+
+
+class ContentIOManager(dg.IOManager):
+    """Polars frames in and out of a :class:`ContentStore`; asset keys are ``[dataset, stage]``."""
+
+    def __init__(self, store: ContentStore) -> None:
+        self._store = store
+
+    def handle_output(self, context: dg.OutputContext, obj: pl.DataFrame) -> None:
+        key = context.asset_key
+        dataset, stage = key.path
+        stored = self._store.put(dataset, stage, obj, volatile=VOLATILE)
+        # Dagster's own default is not a content hash; this is what makes early cutoff work.
+        context.step_context.set_data_version(key, dg.DataVersion(stored.data_version))
+        context.add_output_metadata(
+            {
+                "dagster/row_count": stored.rows,
+                "path": dg.MetadataValue.path(str(stored.path)),
+                "bytes": stored.bytes,
+                "preview": dg.MetadataValue.md(markdown_table(obj.head(PREVIEW_ROWS))),
+                "dagster/column_schema": dg.TableSchema(
+                    [dg.TableColumn(name, str(kind)) for name, kind in obj.schema.items()]
+                ),
+            }
+        )
+
+    def load_input(self, context: dg.InputContext) -> pl.DataFrame | pl.LazyFrame:
+        dataset, stage = context.asset_key.path
+        frame = self._store.scan(dataset, stage, _version(context))
+        wants_lazy = context.dagster_type.typing_type is pl.LazyFrame
+        return frame if wants_lazy else frame.collect()
+
+
+def _version(context: dg.InputContext) -> str:
+    """The version that this step's lineage will name (outside a step: the latest)."""
+    if context.has_input_name and getattr(context, "_step_context", None) is not None:
+        info = context.step_context.maybe_fetch_and_get_input_asset_version_info(context.asset_key)
+        if info is not None and info.data_version is not None:
+            return info.data_version.value
+    return latest_version(context.instance, context.asset_key)
+
+
+def latest_version(instance: Any, key: dg.AssetKey) -> str:
+    """The data version of the latest materialisation of ``key``.
+
+    Raises:
+        dg.Failure: when there is none yet.
+    """
+    event = instance.get_latest_materialization_event(key)
+    materialization = event.asset_materialization if event else None
+    version = (materialization.tags or {}).get("dagster/data_version") if materialization else None
+    if version is None:
+        raise dg.Failure(f"{key.to_user_string()} has not been materialised yet", allow_retries=False)
+    return version
