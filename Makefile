@@ -9,10 +9,13 @@ export DAGSTER_HOME := $(CURDIR)/dagster_home
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-embedded.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+		-r requirements-embedded.lock || echo "No embedded model server for this platform:" \
+		"set OPENAI_BASE_URL and OPENAI_API_KEY to any OpenAI-compatible server instead."
 	touch $(STAMP)
 
 quickstart: setup
@@ -41,8 +44,10 @@ types: setup
 # New pins: resolve pyproject.toml in a fresh environment and write versions only.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet setuptools ".[embedded,dev]"
+	.venv-lock/bin/python -m pip install --quiet setuptools wheel ".[dev]"
 	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude synth_assets > requirements.lock
+	.venv-lock/bin/python -m pip install --quiet ".[embedded]"
+	.venv-lock/bin/python -m pip freeze | grep -i '^xllamacpp' > requirements-embedded.lock
 	rm -rf .venv-lock
 
 clean:

@@ -23,10 +23,10 @@ def violations(contract: pa.DataFrameSchema, frame: pl.DataFrame) -> pl.DataFram
         # Eager on purpose: on a LazyFrame Pandera checks the schema only.
         contract.validate(frame, lazy=True)
     except SchemaErrors as error:
-        cases = error.failure_cases
-        return cases.select(
-            pl.col(name).cast(pl.String, strict=False) for name in CASES
-        ).head(MAX_CASES)
+        cases: pl.DataFrame = error.failure_cases
+        return cases.select(pl.col(name).cast(pl.String, strict=False) for name in CASES).head(
+            MAX_CASES
+        )
     return CASES.to_frame()
 
 

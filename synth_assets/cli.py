@@ -230,7 +230,7 @@ def _known_stages(stages: list[str]) -> None:
             raise UsageError(f"no stage named {stage!r}", fix=f"one of: {', '.join(STAGES)}")
 
 
-class _session:  # noqa: N801  reads as a function in `with`
+class _session:
     """A dataset bound to the Dagster instance of this machine."""
 
     def __init__(self, name: str, **workbench: Any) -> None:
@@ -256,8 +256,7 @@ class _session:  # noqa: N801  reads as a function in `with`
 
 def _quiet() -> None:
     """Dagster's own log of a run goes to its instance, not over the table a person reads."""
-    for category in (DeprecationWarning, FutureWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category, module=r"dagster.*")
+    warnings.filterwarnings("ignore", category=Warning, module=r"dagster.*")
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
 
 

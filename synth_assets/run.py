@@ -26,6 +26,7 @@ from synth_assets.status import (
     StageStatus,
     check_statuses,
     dataset_status,
+    declared_checks,
     observe_source,
 )
 from synth_assets.store.content import ContentStore
@@ -88,7 +89,7 @@ class Session:
         return dataset_status(self.dataset, self.instance, self.graph, store)
 
     def checks(self) -> list[CheckStatus]:
-        return check_statuses(self.dataset, self.instance, self.graph)
+        return check_statuses(self.instance, declared_checks(self.dataset, self.graph))
 
     def materialize(self, stages: Iterable[str]) -> dg.ExecuteInProcessResult:
         job = self.definitions.resolve_implicit_global_asset_job_def()
@@ -96,6 +97,8 @@ class Session:
             instance=self.instance,
             asset_selection=[key(self.dataset, stage) for stage in stages],
             raise_on_error=False,
+            # The instance keeps the log; the terminal shows progress instead.
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             tags={"synth/dataset": self.dataset.name},
         )
 
@@ -193,7 +196,10 @@ def _note_failures(result: dg.ExecuteInProcessResult, summary: RunSummary) -> No
             code = failure.metadata.get(EXIT_CODE)
             summary.exit_code = max(summary.exit_code, int(code.value) if code else 1)  # type: ignore[arg-type]
         elif data.error is not None and "AssetCheckFailed" not in (data.error.cls_name or ""):
-            summary.problems.append(f"{event.step_key}: {data.error.message.strip()}")
+            cause = data.error
+            while cause.cause is not None:
+                cause = cause.cause
+            summary.problems.append(f"{event.step_key}: {cause.message.strip()}")
             summary.exit_code = max(summary.exit_code, SynthError.exit_code)
 
 

@@ -1,4 +1,4 @@
-"""How every stage of a dataset stands: read from Dagster's own records, nothing kept beside them."""
+"""How every stage of a dataset stands, read from Dagster's own records."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.execution.stats import StepEventStatus
 from dagster._core.loader import LoadingContextForTest
 
-from synth_assets.assets.stages import SOURCE, STAGES, key
+from synth_assets.assets.stages import SOURCE, STAGES, key, step_name
 from synth_assets.spec.load import Dataset
 from synth_assets.store.content import ContentStore
 
@@ -55,7 +57,7 @@ def dataset_status(
     records = {r.asset_entry.asset_key: r.asset_entry for r in instance.get_asset_records(keys)}
     blocked = {
         check.stage
-        for check in check_statuses(dataset, instance, graph)
+        for check in check_statuses(instance, declared_checks(dataset, graph))
         if check.blocking and not check.passed
     }
     stages = [_source(dataset, instance)]
@@ -64,7 +66,9 @@ def dataset_status(
         event = entry.last_materialization if entry else None
         made = event.asset_materialization if event else None
         if event is None or made is None:
-            status: Standing = "failed" if _attempt_failed(instance, entry) else "missing"
+            status: Standing = (
+                "failed" if _attempt_failed(instance, entry, dataset, stage) else "missing"
+            )
             stages.append(StageStatus(stage, status, None, None, None, None))
             continue
         tags, metadata = made.tags or {}, made.metadata
@@ -73,7 +77,7 @@ def dataset_status(
         status = _standing(resolver.get_status(key(dataset, stage)))
         if version is None or not store.path(dataset.name, stage, version).exists():
             status = "missing"
-        if stage in blocked or _attempt_failed(instance, entry):
+        if stage in blocked or _attempt_failed(instance, entry, dataset, stage):
             status = "failed"
         stages.append(
             StageStatus(
@@ -89,27 +93,35 @@ def dataset_status(
 
 
 def check_statuses(
-    dataset: Dataset, instance: dg.DagsterInstance, graph: Any
+    instance: dg.DagsterInstance, declared: Mapping[dg.AssetCheckKey, bool]
 ) -> list[CheckStatus]:
-    """Checks that have been evaluated for what now stands."""
-    keys = [k for k in graph.asset_check_keys if k.asset_key.path[0] == dataset.name]
-    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    """Checks that have been evaluated for what now stands. ``declared``: key -> blocking."""
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(declared))
     found = []
     for check_key in sorted(latest, key=lambda k: (k.asset_key.path, k.name)):
         record = latest[check_key]
         evaluation = record.evaluation
-        if evaluation is None:
+        if not isinstance(evaluation, AssetCheckEvaluation):  # planned, never evaluated
             continue
         found.append(
             CheckStatus(
                 check_key.asset_key.path[-1],
                 check_key.name,
                 evaluation.passed,
-                evaluation.blocking or graph.get(check_key).blocking,
+                declared[check_key],
                 evaluation.description or "",
             )
         )
     return found
+
+
+def declared_checks(dataset: Dataset, graph: Any) -> dict[dg.AssetCheckKey, bool]:
+    """Every check of the dataset in an asset graph: key -> blocking."""
+    return {
+        key: graph.get(key).blocking
+        for key in graph.asset_check_keys
+        if key.asset_key.path[0] == dataset.name
+    }
 
 
 def observe_source(dataset: Dataset, instance: dg.DagsterInstance, version: str) -> bool:
@@ -136,15 +148,17 @@ def _standing(status: StaleStatus) -> Standing:
     return {"FRESH": "fresh", "STALE": "stale", "MISSING": "missing"}[status.value]  # type: ignore[return-value]
 
 
-def _attempt_failed(instance: dg.DagsterInstance, entry: Any) -> bool:
-    """Whether the latest attempt to make the asset came after what stands, and failed."""
-    planned = entry.last_planned_materialization_storage_id if entry else None
-    if planned is None or (entry.last_materialization_storage_id or -1) > planned:
+def _attempt_failed(instance: dg.DagsterInstance, entry: Any, dataset: Dataset, stage: str) -> bool:
+    """Whether the latest attempt to make the asset came after what stands, and failed itself."""
+    run_id = entry.last_run_id if entry else None
+    made = entry.last_materialization if entry else None
+    if run_id is None or (made is not None and made.run_id == run_id):
         return False
-    run = instance.get_run_by_id(entry.last_planned_materialization_run_id)
+    run = instance.get_run_by_id(run_id)
     if run is None or run.status != dg.DagsterRunStatus.FAILURE:
         return False
-    return True
+    steps = instance.get_run_step_stats(run_id, [step_name(dataset, stage)])
+    return any(step.status == StepEventStatus.FAILURE for step in steps)
 
 
 def _iso(timestamp: float) -> str:

@@ -4,7 +4,7 @@ They are steps of their own, so that the graph stays honest: no stage before gen
 the holdout, only its check does.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ Compare = Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
 def leak_check(
     dataset: Dataset, stage: str, description: str, compare: Compare
 ) -> dg.AssetChecksDefinition:
-    """Blocking check ``no_leakage``: ``compare(stage's rows, holdout + validation rows)`` is empty."""
+    """Blocking check ``no_leakage``: ``compare(rows, holdout + validation rows)`` is empty."""
 
     @dg.asset_check(
         asset=key(dataset, stage),

@@ -39,6 +39,8 @@ def result(
     )
 
 
-def contract(key: dg.AssetKey, schema: pa.DataFrameSchema, frame: pl.DataFrame) -> dg.AssetCheckResult:
+def contract(
+    key: dg.AssetKey, schema: pa.DataFrameSchema, frame: pl.DataFrame
+) -> dg.AssetCheckResult:
     """The ``contract`` check of a table, with Pandera's failure cases."""
     return result(key, "contract", violations(schema, frame))

@@ -10,19 +10,22 @@ from synth_assets.assets.measuring import evidence_lane
 from synth_assets.assets.planning import plan_checks, plan_lane
 from synth_assets.assets.product import product_checks, product_lane
 from synth_assets.assets.releasing import release_lane
+from synth_assets.assets.source import source_asset
 from synth_assets.spec.load import Dataset
 
 
 def dataset_definitions(dataset: Dataset) -> dg.Definitions:
     """Assets and checks of ``dataset``; resources come from the code location."""
+    assets = [
+        *human_lane(dataset),
+        *plan_lane(dataset),
+        *synthetic_lane(dataset),
+        *product_lane(dataset),
+        *evidence_lane(dataset),
+    ]
+    checks = [*plan_checks(dataset), *product_checks(dataset)]
+    declared = {spec.key: spec.blocking for made in (*assets, *checks) for spec in made.check_specs}
     return dg.Definitions(
-        assets=[
-            *human_lane(dataset),
-            *plan_lane(dataset),
-            *synthetic_lane(dataset),
-            *product_lane(dataset),
-            *evidence_lane(dataset),
-            *release_lane(dataset),
-        ],
-        asset_checks=[*plan_checks(dataset), *product_checks(dataset)],
+        assets=[source_asset(dataset), *assets, *release_lane(dataset, declared)],
+        asset_checks=checks,
     )

@@ -1,6 +1,6 @@
 """The human lane: source -> human_raw -> human -> human_train, holdout."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from schemas.human import human_rows
 from synth_assets.assets import evidence
 from synth_assets.assets.allowed import allowed_values
 from synth_assets.assets.failures import shown_to_user
-from synth_assets.assets.source import source_asset, source_files, source_format
+from synth_assets.assets.source import source_files, source_format
 from synth_assets.assets.stages import check, key, tables
 from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import SourceError
@@ -28,13 +28,13 @@ LEAST_TRAIN, LEAST_HOLDOUT = 2, 5
 
 
 def human_lane(dataset: Dataset) -> list[dg.AssetsDefinition]:
-    return [source_asset(dataset), _human_raw(dataset), _human(dataset), _sides(dataset)]
+    return [_human_raw(dataset), _human(dataset), _sides(dataset)]
 
 
 def _human_raw(dataset: Dataset) -> dg.AssetsDefinition:
     task = task_for(dataset.spec)
 
-    @tables(dataset, ["human_raw"])  # type: ignore[operator]
+    @tables(dataset, ["human_raw"])
     def human_raw(workbench: dg.ResourceParam[Workbench]) -> Iterator[Any]:
         with shown_to_user():
             paths, form = source_files(dataset, workbench.home), source_format(dataset)
@@ -56,7 +56,7 @@ def _human_raw(dataset: Dataset) -> dg.AssetsDefinition:
             },
         )
 
-    return human_raw  # type: ignore[no-any-return]
+    return human_raw
 
 
 def _human(dataset: Dataset) -> dg.AssetsDefinition:
@@ -69,7 +69,7 @@ def _human(dataset: Dataset) -> dg.AssetsDefinition:
             check(dataset, "human", "contract", "Ids unique, payload present, labels known."),
             check(dataset, "human", "nothing_lost", "Every source row is used or set aside."),
         ],
-    )  # type: ignore[operator]
+    )
     def human(human_raw: pl.DataFrame) -> Iterator[Any]:
         kept, rejects = task.read_human(human_raw)
         reasons = _counts(rejects, "reason")
@@ -99,7 +99,7 @@ def _human(dataset: Dataset) -> dg.AssetsDefinition:
             set_aside=rejects.height,
         )
 
-    return human  # type: ignore[no-any-return]
+    return human
 
 
 def _sides(dataset: Dataset) -> dg.AssetsDefinition:
@@ -129,7 +129,7 @@ def _sides(dataset: Dataset) -> dg.AssetsDefinition:
                 blocking=False,
             ),
         ],
-    )  # type: ignore[operator]
+    )
     def sides(human: pl.DataFrame) -> Iterator[Any]:
         parts = partition(human, rules, text=task.text, stratum=task.stratum)
         train = parts.human_train.filter(pl.col("split") == "train")
@@ -161,9 +161,7 @@ def _sides(dataset: Dataset) -> dg.AssetsDefinition:
         yield evidence.result(
             key(dataset, "human_train"),
             "no_leakage",
-            leaks(
-                parts.human_train, parts.holdout, text=task.text, threshold=rules.decontaminate
-            ),
+            leaks(parts.human_train, parts.holdout, text=task.text, threshold=rules.decontaminate),
             passed=None,
             shared_groups=group_overlap(parts.human_train, parts.holdout, group="group").height,
         )
@@ -172,7 +170,7 @@ def _sides(dataset: Dataset) -> dg.AssetsDefinition:
             key(dataset, "human_train"), "label_support", weak, severity=dg.AssetCheckSeverity.WARN
         )
 
-    return sides  # type: ignore[no-any-return]
+    return sides
 
 
 def _both_sides_exist(dataset: Dataset, train: pl.DataFrame, holdout: pl.DataFrame) -> None:

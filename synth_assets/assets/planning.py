@@ -1,6 +1,6 @@
 """The plan lane: human_train -> seeds -> plan. Nothing is paid for here, all of it is checked."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from synth_assets.lifecycle.leakage import leaks, prompt_leaks
 from synth_assets.lifecycle.plan import PlanRules, balance_to_largest, fill_share, make_plan
 from synth_assets.lifecycle.records import with_record_id
 from synth_assets.spec.load import Dataset
-from synth_assets.spec.model import BalanceTarget, CountsTarget
+from synth_assets.spec.model import AtLeastTarget, BalanceTarget, CountsTarget
 from synth_assets.tasks import task_for
 
 
@@ -51,7 +51,7 @@ def _seeds(dataset: Dataset) -> dg.AssetsDefinition:
         checks=[
             check(dataset, "seeds", "label_support", "Every label has a seed.", blocking=False),
         ],
-    )  # type: ignore[operator]
+    )
     def seeds(human_train: pl.DataFrame) -> Iterator[Any]:
         train = human_train.filter(pl.col("split") == "train")
         chosen = choose_seeds(dataset, train)
@@ -63,7 +63,7 @@ def _seeds(dataset: Dataset) -> dg.AssetsDefinition:
             key(dataset, "seeds"), "label_support", missing, severity=dg.AssetCheckSeverity.WARN
         )
 
-    return seeds  # type: ignore[no-any-return]
+    return seeds
 
 
 def choose_seeds(dataset: Dataset, train: pl.DataFrame) -> pl.DataFrame:
@@ -86,14 +86,16 @@ def choose_seeds(dataset: Dataset, train: pl.DataFrame) -> pl.DataFrame:
         with_record_id(written, task.payload, kind=task.kind)
         .unique("record_id", keep="first", maintain_order=True)
         .join(from_data, on="record_id", how="anti", maintain_order="left")
-        .with_columns(origin=pl.lit("handwritten"), seed_rank=pl.lit(-1, from_data["seed_rank"].dtype))
+        .with_columns(
+            origin=pl.lit("handwritten"), seed_rank=pl.lit(-1, from_data["seed_rank"].dtype)
+        )
     )
     both = pl.concat([by_hand.select(from_data.columns), from_data])
     return both.sort(task.stratum, "seed_rank", "record_id")
 
 
 def _plan(dataset: Dataset) -> dg.AssetsDefinition:
-    @tables(dataset, ["plan"])  # type: ignore[operator]
+    @tables(dataset, ["plan"])
     def plan(seeds: pl.DataFrame, human_train: pl.DataFrame) -> Iterator[Any]:
         with shown_to_user():
             wanted = rows_wanted(dataset, human_train)
@@ -105,14 +107,14 @@ def _plan(dataset: Dataset) -> dg.AssetsDefinition:
                 "rows_wanted": sum(wanted.values()),
                 "wanted": dict(sorted(wanted.items())),
                 "calls_allowed": calls.height,
-                "prompt_version": dataset.prompt.version,
+                "template_version": dataset.prompt.version,
                 "first_prompt": dg.MetadataValue.md(_fenced(calls["prompt"][0]))
                 if calls.height
                 else "none: nothing is wanted",
             },
         )
 
-    return plan  # type: ignore[no-any-return]
+    return plan
 
 
 def rows_wanted(dataset: Dataset, human_train: pl.DataFrame) -> dict[str, int]:
@@ -127,6 +129,8 @@ def rows_wanted(dataset: Dataset, human_train: pl.DataFrame) -> dict[str, int]:
     counts |= dict(train.group_by(task.stratum).len().sort(task.stratum).iter_rows())
     if isinstance(target, BalanceTarget):
         return balance_to_largest(counts)
+    if isinstance(target, AtLeastTarget):
+        return {name: max(0, target.at_least - count) for name, count in counts.items()}
     if isinstance(target, CountsTarget):
         per = target.per_label
         if isinstance(per, int):
@@ -177,7 +181,6 @@ def plan_calls(dataset: Dataset, seeds: pl.DataFrame, wanted: Mapping[str, int])
         stratum=task.stratum,
         render=render,
         system=spec.generate.system,
-        prompt_version=dataset.prompt.version,
     )
 
 

@@ -1,6 +1,6 @@
 """The product lane: human_train + synthetic -> blend -> train, validation; holdout -> eval."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +42,7 @@ def product_checks(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
 def _blend(dataset: Dataset) -> dg.AssetsDefinition:
     task, spec = task_for(dataset.spec), dataset.spec
 
-    @tables(dataset, ["blend"])  # type: ignore[operator]
+    @tables(dataset, ["blend"])
     def blended(human_train: pl.DataFrame, synthetic: pl.DataFrame) -> Iterator[Any]:
         with shown_to_user():
             rows = blend(
@@ -67,7 +67,7 @@ def _blend(dataset: Dataset) -> dg.AssetsDefinition:
             },
         )
 
-    return blended  # type: ignore[no-any-return]
+    return blended
 
 
 def _splits(dataset: Dataset) -> dg.AssetsDefinition:
@@ -81,7 +81,7 @@ def _splits(dataset: Dataset) -> dg.AssetsDefinition:
             check(dataset, split, "contract", "Schema, ids, payload, weights, split.")
             for split in origins
         ],
-    )  # type: ignore[operator]
+    )
     def splits(blend: pl.DataFrame) -> Iterator[Any]:
         found: list[dg.AssetCheckResult] = []
         for split, allowed_origins in origins.items():
@@ -101,7 +101,7 @@ def _splits(dataset: Dataset) -> dg.AssetsDefinition:
             found.append(evidence.contract(key(dataset, split), schema, rows))
         yield from found
 
-    return splits  # type: ignore[no-any-return]
+    return splits
 
 
 def _eval(dataset: Dataset) -> dg.AssetsDefinition:
@@ -111,7 +111,7 @@ def _eval(dataset: Dataset) -> dg.AssetsDefinition:
         dataset,
         ["eval"],
         checks=[check(dataset, "eval", "contract", "Human rows only, weight 1.")],
-    )  # type: ignore[operator]
+    )
     def eval_rows(holdout: pl.DataFrame) -> Iterator[Any]:
         rows = as_eval(holdout, payload=task.payload)
         yield dg.Output(rows, "eval")
@@ -120,4 +120,4 @@ def _eval(dataset: Dataset) -> dg.AssetsDefinition:
         )
         yield evidence.contract(key(dataset, "eval"), schema, rows)
 
-    return eval_rows  # type: ignore[no-any-return]
+    return eval_rows

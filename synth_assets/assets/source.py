@@ -1,6 +1,6 @@
 """The source: real data outside the project, seen as a content hash."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
 from pathlib import Path
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -34,9 +35,15 @@ _TABLES = (
     Stage("seeds", "plan", "seeds", ("human_train",), "Examples that prompts show."),
     Stage("plan", "plan", "plan", ("seeds", "human_train"), "Every call that may be made."),
     Stage("candidates", "synthetic", "candidates", ("plan", *_HUMAN), "What the model wrote."),
-    Stage("synthetic", "synthetic", "synthetic", ("candidates", *_HUMAN), "Rows that passed."),
-    Stage("rejects", "synthetic", "synthetic", ("candidates", *_HUMAN), "Rows that did not."),
-    Stage("blend", "product", "blend", ("human_train", "synthetic"), "Human + synthetic, weighted."),
+    Stage(
+        "synthetic", "synthetic", "synthetic", ("plan", "candidates", *_HUMAN), "Rows that passed."
+    ),
+    Stage(
+        "rejects", "synthetic", "synthetic", ("plan", "candidates", *_HUMAN), "Rows that did not."
+    ),
+    Stage(
+        "blend", "product", "blend", ("human_train", "synthetic"), "Human + synthetic, weighted."
+    ),
     Stage("train", "product", "split", ("blend",), "What a model trains on."),
     Stage("validation", "product", "split", ("blend",), "Human rows to tune on."),
     Stage("eval", "product", "eval", ("holdout",), "Human rows to be judged by."),
@@ -55,6 +62,17 @@ SOURCE = "source"
 
 def key(dataset: Dataset, stage: str) -> dg.AssetKey:
     return dg.AssetKey([dataset.name, stage])
+
+
+def step_name(dataset: Dataset, stage: str) -> str:
+    """The step that makes ``stage``: named after the first of the stages it writes."""
+    declared = STAGES[stage]
+    first = next(
+        s.name
+        for s in STAGES.values()
+        if (s.shaped_by, s.parents) == (declared.shaped_by, declared.parents)
+    )
+    return f"{dataset.name}__{first}"
 
 
 def out(dataset: Dataset, stage: str) -> dg.AssetOut:
@@ -79,7 +97,7 @@ def tables(
     checks: Sequence[dg.AssetCheckSpec] = (),
     only_versions_of: Sequence[str] = (),
     pool: str | None = None,
-) -> dg.AssetsDefinition:  # a decorator; dagster's own types are loose here
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """A decorator: the function's arguments are named after the stage's parents.
 
     Every stage it makes has the same parents, so a function that writes two tables is one step.
@@ -88,7 +106,7 @@ def tables(
     names = STAGES[stages[0]].parents
     unloaded = {SOURCE, *only_versions_of}
     return dg.multi_asset(
-        name=f"{dataset.name}__{stages[0]}",
+        name=step_name(dataset, stages[0]),
         outs={stage: out(dataset, stage) for stage in stages},
         ins={name: dg.AssetIn(key=key(dataset, name)) for name in names if name not in unloaded},
         deps=[key(dataset, name) for name in names if name in unloaded],
@@ -97,7 +115,7 @@ def tables(
         can_subset=False,
         pool=pool,
         op_tags={"synth/dataset": dataset.name},
-    )  # type: ignore[return-value]
+    )
 
 
 def check(

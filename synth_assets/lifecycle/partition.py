@@ -54,9 +54,7 @@ def partition(
     train, copies_h = _without_copies(
         sides.filter(pl.col("split") == "train"), holdout, rules.decontaminate, text, "holdout"
     )
-    train, copies_t = _without_copies(
-        train, validation, rules.decontaminate, text, "validation"
-    )
+    train, copies_t = _without_copies(train, validation, rules.decontaminate, text, "validation")
     train, beyond = _limited(train, rules, stratum)
     human_train = pl.concat([train, validation]).sort("record_id")
     set_aside = pl.concat([copies_v, copies_h, copies_t, beyond]).sort("record_id")

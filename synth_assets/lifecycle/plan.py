@@ -18,20 +18,19 @@ import polars as pl
 
 from synth_assets.lifecycle.records import digest
 
-SCHEMA = pl.Schema(
-    {
-        "cell": pl.String,
-        "ordinal": pl.Int32,
-        "wanted": pl.Int32,
-        "rows": pl.Int32,
-        "attributes": pl.String,
-        "seed_ids": pl.List(pl.String),
-        "system": pl.String,
-        "prompt": pl.String,
-        "prompt_version": pl.String,
-        "sample": pl.Int32,
-    }
-)
+VERSION_CHARS = 16
+SCHEMA: dict[str, pl.DataType] = {
+    "cell": pl.String(),
+    "ordinal": pl.Int32(),
+    "wanted": pl.Int32(),
+    "rows": pl.Int32(),
+    "attributes": pl.String(),
+    "seed_ids": pl.List(pl.String),
+    "system": pl.String(),
+    "prompt": pl.String(),
+    "prompt_version": pl.String(),
+    "sample": pl.Int32(),
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ def make_plan(
     stratum: str,
     render: Render,
     system: str | None,
-    prompt_version: str,
 ) -> pl.DataFrame:
     """Every call that may be made (schema ``SCHEMA``), cells in name order.
 
@@ -101,12 +99,19 @@ def make_plan(
         )
     ]
     plan = pl.DataFrame(
-        [{**call, "system": system, "prompt_version": prompt_version} for call in calls],
+        [
+            {
+                **call,
+                "system": system,
+                "prompt_version": digest(system or "", call["prompt"])[:VERSION_CHARS],
+            }
+            for call in calls
+        ],
         schema={name: kind for name, kind in SCHEMA.items() if name != "sample"},
     )
-    return plan.with_columns(
-        sample=pl.int_range(pl.len(), dtype=pl.Int32).over("prompt")
-    ).select(list(SCHEMA))
+    return plan.with_columns(sample=pl.int_range(pl.len(), dtype=pl.Int32).over("prompt")).select(
+        list(SCHEMA)
+    )
 
 
 def _cell_calls(

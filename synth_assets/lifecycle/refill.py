@@ -66,12 +66,14 @@ def _yield(states: object, fallback: float) -> float:
     return max(accepted / asked, LEAST_YIELD) if asked else fallback
 
 
-def update(states: Mapping[str, CellState], asked: pl.DataFrame, accepted: Mapping[str, int]) -> dict[str, CellState]:
+def update(
+    states: Mapping[str, CellState], asked: pl.DataFrame, accepted: Mapping[str, int]
+) -> dict[str, CellState]:
     """States after a round: ``asked`` are its plan rows, ``accepted`` the totals so far."""
     updated = dict(states)
-    for cell, calls, rows in asked.group_by("cell", maintain_order=True).agg(
-        pl.len(), pl.col("rows").sum()
-    ).iter_rows():
+    for cell, calls, rows in (
+        asked.group_by("cell", maintain_order=True).agg(pl.len(), pl.col("rows").sum()).iter_rows()
+    ):
         old = updated.get(cell, CellState())
         updated[cell] = CellState(old.calls + calls, old.asked + rows, accepted.get(cell, 0))
     return updated

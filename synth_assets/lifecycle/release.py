@@ -13,6 +13,7 @@ from synth_assets.report.tables import escape_markdown
 
 MANIFEST_VERSION = 1
 VERSION_CHARS = 16
+MAX_TEXT_CHARS = 4_000
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def card(manifest: Mapping[str, Any], arms: str, labels: str) -> str:
     )
     return f"""# {escape_markdown(manifest["dataset"])} {manifest["version"]}
 
-{escape_markdown(manifest["description"])}
+{escape_markdown(manifest["description"], max_chars=MAX_TEXT_CHARS)}
 
 | split | rows |
 |---|---|
@@ -100,7 +101,7 @@ Human rows come from {escape_markdown(str(origin))} ({licence}). Synthetic rows 
 
 ## Did the synthetic rows help?
 
-{escape_markdown(manifest["contribution"]["sentence"])}
+{escape_markdown(manifest["contribution"]["sentence"], max_chars=MAX_TEXT_CHARS)}
 
 {arms}
 

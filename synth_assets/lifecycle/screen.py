@@ -130,9 +130,7 @@ def _flag(
     return (
         rows.with_row_index("position")
         .join(flags, on="position", how="left", maintain_order="left")
-        .with_columns(
-            reason=pl.coalesce("reason", "found"), detail=pl.coalesce("detail", "why")
-        )
+        .with_columns(reason=pl.coalesce("reason", "found"), detail=pl.coalesce("detail", "why"))
         .drop("position", "found", "why")
     )
 
@@ -142,5 +140,7 @@ def _flag_surplus(rows: pl.DataFrame, already: dict[str, int]) -> pl.DataFrame:
     before = pl.col("cell").replace_strict(already, default=0, return_dtype=pl.Int64)
     place = fine.cum_sum().over("cell") + before
     return rows.with_columns(
-        reason=pl.when(fine & (place > pl.col("wanted"))).then(pl.lit("surplus")).otherwise("reason")
+        reason=pl.when(fine & (place > pl.col("wanted")))
+        .then(pl.lit("surplus"))
+        .otherwise("reason")
     )

@@ -78,7 +78,7 @@ class UnreadableSpecError(SpecError):
 
 
 def discover(roots: Sequence[Path]) -> Discovery:
-    """Load every dataset folder below ``roots``; a name already taken makes the later one broken."""
+    """Load every dataset folder below ``roots``; of two with one name the later is broken."""
     found: dict[str, Dataset] = {}
     broken: list[Broken] = []
     for root in roots:
@@ -285,9 +285,7 @@ def _parse(name: str, file: Path) -> tuple[_Positions, Any]:
             ),
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError) as error:
-        raise _unreadable(
-            name, SpecProblem(str(file), 1, "", f"cannot be read: {error}")
-        ) from None
+        raise _unreadable(name, SpecProblem(str(file), 1, "", f"cannot be read: {error}")) from None
     if len(documents) > 1 and any(_is_ours(document) for document in documents):
         raise _error(
             name,

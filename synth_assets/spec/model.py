@@ -36,7 +36,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 def fail(kind: str, message: str, **context: Any) -> PydanticCustomError:
     """A validation error whose ``key`` context may point below the model that raises it."""
-    return PydanticCustomError(kind, message, context)  # type: ignore[arg-type]
+    return PydanticCustomError(kind, message, context)
 
 
 class ClassificationTask(Strict):
@@ -166,24 +166,33 @@ class CountsTarget(Strict):
     per_label: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
 
 
+class AtLeastTarget(Strict):
+    at_least: Annotated[int, Field(ge=1)]
+
+
 class ShareTarget(Strict):
     synthetic_share: Share
 
 
 def _target_kind(value: object) -> str | None:
     keys = value.keys() if isinstance(value, dict) else vars(value).keys()
-    return next((key for key in ("balance", "per_label", "synthetic_share") if key in keys), None)
+    return next(
+        (key for key in ("balance", "per_label", "at_least", "synthetic_share") if key in keys),
+        None,
+    )
 
 
 Target = Annotated[
     Annotated[BalanceTarget, Tag("balance")]
     | Annotated[CountsTarget, Tag("per_label")]
+    | Annotated[AtLeastTarget, Tag("at_least")]
     | Annotated[ShareTarget, Tag("synthetic_share")],
     Discriminator(
         _target_kind,
         custom_error_type="target",
         custom_error_message="say how many rows are wanted: balance: to_largest, "
-        "per_label: N (or a count per label), or synthetic_share: 0.75",
+        "at_least: N (lifts every label to N rows), per_label: N (or a count per label), "
+        "or synthetic_share: 0.75",
     ),
 ]
 
@@ -271,10 +280,15 @@ class Measure(Strict):
     repeats: Annotated[int, Field(ge=2, le=1000)] = 20
 
 
+Requirement = Literal["no_leakage", "exact_counts", "label_support", "contribution_not_negative"]
+
+
+def _always_required() -> list[Requirement]:
+    return ["no_leakage"]
+
+
 class Release(Strict):
-    require: list[
-        Literal["no_leakage", "exact_counts", "label_support", "contribution_not_negative"]
-    ] = Field(default_factory=lambda: ["no_leakage"])
+    require: list[Requirement] = Field(default_factory=_always_required)
 
 
 class DatasetSpec(Strict):

@@ -65,5 +65,7 @@ def latest_version(instance: Any, key: dg.AssetKey) -> str:
     materialization = event.asset_materialization if event else None
     version = (materialization.tags or {}).get("dagster/data_version") if materialization else None
     if version is None:
-        raise dg.Failure(f"{key.to_user_string()} has not been materialised yet", allow_retries=False)
-    return version
+        raise dg.Failure(
+            f"{key.to_user_string()} has not been materialised yet", allow_retries=False
+        )
+    return str(version)

@@ -26,7 +26,11 @@ class ReleaseStore:
     root: Path
 
     def publish(
-        self, dataset: str, manifest: Mapping[str, Any], tables: Mapping[str, Path], texts: Mapping[str, str]
+        self,
+        dataset: str,
+        manifest: Mapping[str, Any],
+        tables: Mapping[str, Path],
+        texts: Mapping[str, str],
     ) -> Path:
         """Write the release (files linked or copied from the store) and make it current.
 
@@ -35,9 +39,7 @@ class ReleaseStore:
         folder = self.root / dataset / str(manifest["version"])
         if not folder.exists():
             self._build(folder, manifest, tables, texts)
-        write_atomically(
-            folder.parent / CURRENT, lambda path: path.write_text(folder.name + "\n")
-        )
+        write_atomically(folder.parent / CURRENT, lambda path: path.write_text(folder.name + "\n"))
         return folder
 
     def current(self, dataset: str) -> Path | None:
@@ -46,7 +48,11 @@ class ReleaseStore:
         return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
 
     def _build(
-        self, folder: Path, manifest: Mapping[str, Any], tables: Mapping[str, Path], texts: Mapping[str, str]
+        self,
+        folder: Path,
+        manifest: Mapping[str, Any],
+        tables: Mapping[str, Path],
+        texts: Mapping[str, str],
     ) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

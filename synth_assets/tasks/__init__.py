@@ -32,10 +32,17 @@ class Task(Protocol):
     diversity look at, ``stratum`` the one whose values are balanced (all String).
     """
 
-    kind: str
-    payload: tuple[str, ...]
-    text: str
-    stratum: str
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def payload(self) -> tuple[str, ...]: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def stratum(self) -> str: ...
 
     def required_columns(self) -> list[str]:
         """Source columns without which nothing can be read."""

@@ -59,7 +59,7 @@ class Classification:
         return dict(self.labels) if self.labels is not None else None
 
     def read_human(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Raw rows (all String, plus ``_source``, ``_row``, ``_problem``, ``_raw``) -> (rows, rejects).
+        """Raw rows (all String, ``_source``, ``_row``, ``_problem``, ``_raw``) -> (rows, rejects).
 
         A row is set aside for the first reason that applies: a reader's problem, missing_text,
         too_short, too_long, missing_label, dropped_label, unknown_label, rare_label,
@@ -159,7 +159,9 @@ class Classification:
 
     def seed_problem(self, value: object) -> Trouble | None:
         if not isinstance(value, dict):
-            return Trouble("", "a seed is an object", shown(value), 'write {"text": ..., "label": ...}')
+            return Trouble(
+                "", "a seed is an object", shown(value), 'write {"text": ..., "label": ...}'
+            )
         for key in value.keys() - set(self.payload):
             return Trouble(str(key), "unknown key", shown(value[key]), "keys are text and label")
         for key in self.payload:
@@ -168,7 +170,10 @@ class Classification:
                 return Trouble(key, "a text is missing here", shown(cell), f"write {key!r}")
         if self.labels is not None and value["label"] not in self.labels:
             return Trouble(
-                "label", "unknown label", shown(value["label"]), f"use one of: {', '.join(self.labels)}"
+                "label",
+                "unknown label",
+                shown(value["label"]),
+                f"use one of: {', '.join(self.labels)}",
             )
         return None
 
@@ -224,8 +229,9 @@ class Classification:
             )
         return rows.select(
             reason.otherwise(pl.lit(None, pl.String)).alias("reason"),
-            pl.format("{} characters, human rows have {} to {}", length, pl.lit(low), pl.lit(high))
-            .alias("detail"),
+            pl.format(
+                "{} characters, human rows have {} to {}", length, pl.lit(low), pl.lit(high)
+            ).alias("detail"),
         ).with_columns(
             detail=pl.when(pl.col("reason").is_in(["too_short", "too_long"])).then("detail")
         )
@@ -234,8 +240,8 @@ class Classification:
         lengths = human["text"].str.len_chars()
         if lengths.is_empty():
             return self.min_chars, self.max_chars
-        low = float(lengths.quantile(0.01) or 0) / self.length_slack  # type: ignore[arg-type]
-        high = float(lengths.quantile(0.99) or 0) * self.length_slack  # type: ignore[arg-type]
+        low = float(lengths.quantile(0.01) or 0) / self.length_slack
+        high = float(lengths.quantile(0.99) or 0) * self.length_slack
         return max(self.min_chars, int(low)), min(self.max_chars, int(high) + 1)
 
 
@@ -255,4 +261,3 @@ def _conflicting_and_repeated(rows: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("duplicate"))
         .otherwise("reason")
     )
-

@@ -1,0 +1,84 @@
+"""The evidence lane: train + eval -> contribution. Did the synthetic rows help?"""
+
+# No `from __future__ import annotations`: Dagster reads the annotations of step functions.
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from synth_assets.assets import evidence
+from synth_assets.assets.failures import shown_to_user
+from synth_assets.assets.stages import check, key, tables
+from synth_assets.lifecycle.measure import Contribution, measure
+from synth_assets.report.picture import contribution_markdown
+from synth_assets.report.tables import markdown_table
+from synth_assets.spec.load import Dataset
+from synth_assets.tasks import task_for
+
+
+def evidence_lane(dataset: Dataset) -> list[dg.AssetsDefinition]:
+    return [_contribution(dataset)]
+
+
+def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
+    task, spec = task_for(dataset.spec), dataset.spec
+
+    @tables(
+        dataset,
+        ["contribution"],
+        checks=[
+            check(
+                dataset,
+                "contribution",
+                "contribution_not_negative",
+                "The blend is not measurably worse than human rows alone.",
+                blocking=False,
+            )
+        ],
+    )
+    def contribution(train: pl.DataFrame, eval: pl.DataFrame) -> Iterator[Any]:
+        human, made = (train.filter(pl.col("origin") == o) for o in ("human", "synthetic"))
+        with shown_to_user():
+            found = measure(
+                human,
+                made,
+                train,
+                eval,
+                text=task.text,
+                label=task.stratum,
+                student=spec.measure.student,
+                repeats=spec.measure.repeats,
+                seed=spec.random_seed,
+            )
+        yield dg.Output(found.table(), "contribution", metadata=_metadata(found))
+        yield evidence.result(
+            key(dataset, "contribution"),
+            "contribution_not_negative",
+            found.table().clear(),
+            passed=found.verdict != "hurts",
+            severity=dg.AssetCheckSeverity.WARN,
+            description=found.sentence,
+            verdict=found.verdict,
+        )
+
+    return contribution
+
+
+def _metadata(found: Contribution) -> dict[str, Any]:
+    """A picture, tables, the verdict, and one plain number per arm for the Plots tab."""
+    scores = {
+        f"macro_f1/{row['arm']}": row["macro_f1"]
+        for row in found.arms.iter_rows(named=True)
+        if row["macro_f1"] is not None
+    }
+    return {
+        "picture": dg.MetadataValue.md(contribution_markdown(found)),
+        "verdict": found.verdict,
+        "sentence": found.sentence,
+        "arms": dg.MetadataValue.md(markdown_table(found.arms)),
+        "differences": dg.MetadataValue.md(markdown_table(found.differences)),
+        "labels": dg.MetadataValue.md(markdown_table(found.labels)),
+        **scores,
+    }

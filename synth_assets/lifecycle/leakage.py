@@ -1,0 +1,199 @@
+"""Whether evaluation data reached training data or a prompt.
+
+Three questions, each a table that is empty when all is well: is a training row a copy of a holdout
+row (`leaks`), does a prompt show one (`prompt_leaks`), do groups such as one machine's records
+stand on both sides of a partition (`group_overlap`).
+
+Limits: a holdout text that is rewritten in other words is not found; neither is one that is
+shorter than 20 characters, or edited, in the middle of a longer line.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from synth_assets.errors import UsageError
+from synth_assets.lifecycle.similarity import near_copies, normalise
+
+# Below this many normalised characters, standing inside a prompt is coincidence.
+INSIDE_CHARS = 20
+EXCERPT_CHARS = 160
+
+# Unique lines compared at once: bounds memory, whatever the number of prompts.
+LINES_AT_ONCE = 200_000
+
+_LINE_BREAK = r"[\r\n\x0B\x0C\x{85}\x{2028}\x{2029}]+"
+_LIST_MARK = r"^(?:(?:[\p{Pd}*+•‣◦·>#|]+|\(?\d{1,6}[.):\]]|\(?[A-Za-z][.)])\s+)+"
+_FIELD_NAME = r"^[\p{Ps}\s\"']*[\p{L}_][\p{L}\p{N}_ ]{0,30}[\"']?\s*[:=]\s*"
+
+PROMPT_LEAKS = pl.Schema(
+    [
+        ("prompt", pl.UInt32()),
+        ("holdout_id", pl.String()),
+        ("kind", pl.String()),
+        ("similarity", pl.Float64()),
+        ("excerpt", pl.String()),
+    ]
+)
+
+
+def leaks(
+    rows: pl.DataFrame, holdout: pl.DataFrame, *, text: str = "text", threshold: float
+) -> pl.DataFrame:
+    """The rows whose text is the same as, or similar to, a holdout row's.
+
+    Both frames have `record_id` (String) and `text` (String). Returns `record_id`, `holdout_id`
+    (the most similar holdout row; the lowest id among equals) and `similarity` (Float64), ordered
+    by `record_id`. Similarity and `threshold` are those of `similarity.near_copies`.
+
+    Raises `UsageError` for a missing column or a threshold outside (0, 1].
+    """
+    _need(rows, "record_id", text)
+    known = _by_id(holdout, text)
+    found = near_copies(rows[text], known[text], threshold=threshold)
+    return pl.DataFrame(
+        {
+            "record_id": rows["record_id"].cast(pl.String)[found["row"]],
+            "holdout_id": known["record_id"][found["match"]],
+            "similarity": found["similarity"],
+        }
+    ).sort("record_id")
+
+
+def prompt_leaks(
+    prompts: pl.Series, holdout: pl.DataFrame, *, text: str = "text", threshold: float
+) -> pl.DataFrame:
+    """The holdout rows that prompts show.
+
+    A prompt shows one when a line of it is similar to the holdout text, with or without its list
+    mark ("- ", "12. ") and field name ("Text: "); or when the holdout text, if it has 20
+    normalised characters or more, stands in the normalised prompt at word boundaries, across lines
+    too.
+
+    Returns one row per prompt and holdout row, ordered by them: `prompt` (UInt32, index into
+    `prompts`), `holdout_id` (String; the lowest of several with one normalised text), `kind`
+    (String: "line", else "inside"), `similarity` (Float64; 1 for "inside") and `excerpt` (String,
+    at most 160 characters: the line, or the normalised text found). A line is reported with its
+    most similar holdout row only.
+
+    Raises `UsageError` for a missing column or a threshold outside (0, 1].
+    """
+    known = _by_id(holdout, text)
+    numbered = pl.DataFrame({"text": prompts.cast(pl.String)}).with_row_index("prompt")
+    # The same prompt is sent many times (several samples): look at each once.
+    each = numbered.drop_nulls().group_by("text").agg("prompt").with_row_index("each")
+    lines = _shown_lines(each, known.rename({text: "text"}), threshold)
+    inside = _shown_inside(each, known.rename({text: "text"}))
+    found = pl.concat([lines, inside]).unique(
+        ["each", "holdout_id"], keep="first", maintain_order=True
+    )
+    return (
+        found.join(each.select("each", "prompt"), on="each")
+        .explode("prompt")
+        .select(pl.col(name).cast(dtype) for name, dtype in PROMPT_LEAKS.items())
+        .sort("prompt", "holdout_id")
+    )
+
+
+def group_overlap(left: pl.DataFrame, right: pl.DataFrame, *, group: str) -> pl.DataFrame:
+    """The groups that stand on both sides.
+
+    Returns `group` (as in `left`), `left_rows` and `right_rows` (UInt32), ordered by group. Rows
+    without a group belong to none. Raises `UsageError` when either side lacks the column.
+    """
+    sides = []
+    for frame, count in ((left, "left_rows"), (right, "right_rows")):
+        _need(frame, group)
+        grouped = frame.select(group=pl.col(group)).drop_nulls().group_by("group")
+        sides.append(grouped.agg(pl.len().cast(pl.UInt32).alias(count)))
+    return sides[0].join(sides[1], on="group").sort("group")
+
+
+def _shown_lines(each: pl.DataFrame, known: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    """`each`, `holdout_id`, `kind`, `similarity`, `excerpt`: best line per prompt and holdout."""
+    lines = (
+        each.select("each", line=pl.col("text").str.replace_all(_LINE_BREAK, "\n").str.split("\n"))
+        .explode("line")
+        .with_columns(pl.col("line").str.strip_chars())
+        .filter(pl.col("line") != "")
+    )
+    bare = pl.col("line").str.replace(_LIST_MARK, "")
+    unique = lines.select(pl.col("line").unique(maintain_order=True))
+    readings = (
+        unique.select(
+            "line", reading=pl.concat_list("line", bare, bare.str.replace(_FIELD_NAME, ""))
+        )
+        .explode("reading")
+        .unique(maintain_order=True)
+    )
+    parts = [_near_readings(part, known, threshold) for part in readings.iter_slices(LINES_AT_ONCE)]
+    if not parts:
+        parts = [_near_readings(readings, known, threshold)]
+    return (
+        lines.join(pl.concat(parts), on="line")
+        .sort("each", "holdout_id", "similarity", "line", descending=[False, False, True, False])
+        .unique(["each", "holdout_id"], keep="first", maintain_order=True)
+        .select(
+            "each",
+            "holdout_id",
+            "similarity",
+            kind=pl.lit("line"),
+            excerpt=pl.col("line").str.slice(0, EXCERPT_CHARS),
+        )
+    )
+
+
+def _near_readings(readings: pl.DataFrame, known: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    found = near_copies(readings["reading"], known["text"], threshold=threshold)
+    return pl.DataFrame(
+        {
+            "line": readings["line"][found["row"]],
+            "holdout_id": known["record_id"][found["match"]],
+            "similarity": found["similarity"],
+        }
+    )
+
+
+def _shown_inside(each: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """The same columns, for holdout texts that stand somewhere in a prompt.
+
+    One pass of an Aho-Corasick automaton over all prompts; spaces around both sides make matches
+    begin and end at word boundaries.
+    """
+    texts = (
+        known.select(holdout_id="record_id", text=normalise(pl.col("text")))
+        .filter(pl.col("text").str.len_chars() >= INSIDE_CHARS)
+        .unique("text", keep="first", maintain_order=True)
+        .with_columns(pattern=pl.format(" {} ", "text"))
+    )
+    # A typed literal: a list of no patterns would have no type.
+    patterns = pl.lit(pl.Series([texts["pattern"]], dtype=pl.List(pl.String)))
+    normal = pl.format(" {} ", normalise(pl.col("text")))
+    return (
+        each.select("each", pattern=normal.str.extract_many(patterns, overlapping=True))
+        .explode("pattern")
+        .drop_nulls()
+        .unique()
+        .join(texts, on="pattern")
+        .select(
+            "each",
+            "holdout_id",
+            similarity=pl.lit(1.0),
+            kind=pl.lit("inside"),
+            excerpt=pl.col("text").str.slice(0, EXCERPT_CHARS),
+        )
+    )
+
+
+def _by_id(holdout: pl.DataFrame, text: str) -> pl.DataFrame:
+    """`record_id` and the text, ordered by id: of equal matches the lowest id is named."""
+    _need(holdout, "record_id", text)
+    return holdout.select(pl.col("record_id").cast(pl.String), text).sort("record_id")
+
+
+def _need(frame: pl.DataFrame, *columns: str) -> None:
+    for name in columns:
+        if name not in frame.columns:
+            raise UsageError(
+                f"there is no column {name!r} to compare", fix=f"have: {frame.columns}"
+            )

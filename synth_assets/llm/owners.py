@@ -1,0 +1,50 @@
+"""Who holds a claim, and whether that process still lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+from pathlib import Path
+
+import psutil
+
+from synth_assets.llm.rows import Owner
+
+
+def this_process() -> Owner:
+    """A new owner for one ledger object of this process."""
+    pid = os.getpid()
+    return Owner(token=secrets.token_hex(16), host=_host(), pid=pid, born=_born(pid) or "")
+
+
+def is_gone(owner: Owner, *, heartbeat_at: float, now: float, lease_s: float) -> bool:
+    """Whether the owner's claims may be taken over.
+
+    On the same host a dead process is known at once; elsewhere its heartbeat (Unix seconds) must
+    be older than the lease.
+    """
+    if now - heartbeat_at > lease_s:
+        return True
+    return owner.host == _host() and _born(owner.pid) != owner.born
+
+
+def _host() -> str:
+    """Host name and process-id namespace: two containers may share a name but not their ids."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return f"{socket.gethostname()} {namespace}".strip()
+
+
+def _born(pid: int) -> str | None:
+    """When a living process started, to tell reused ids apart; None when it has ended."""
+    try:
+        process = psutil.Process(pid)
+        # A zombie has ended; only its parent has not noticed yet.
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.AccessDenied:
+        return ""
