@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -80,7 +80,7 @@ class Generated:
     accepted: dict[str, int]
     rejects: dict[str, int]
     rounds: int
-    tallies: Tallies = field(default_factory=Tallies)
+    tallies: Tallies
 
 
 def candidate_schema(task: Task) -> dict[str, Any]:
@@ -117,6 +117,7 @@ async def generate(
     limits: Limits,
     prices: Prices | None,
     dataset: str,
+    tallies: Tallies,
     on_progress: Callable[[Progress], None],
 ) -> Generated:
     """Ask, read and judge in rounds until every cell is full or its calls are used up.
@@ -128,7 +129,7 @@ async def generate(
         EndpointError: when every call fails alike.
         LedgerError: when answers cannot be kept.
     """
-    done = Generated(pl.DataFrame(schema=candidate_schema(task)), {}, {}, 0)
+    done = Generated(pl.DataFrame(schema=candidate_schema(task)), {}, {}, 0, tallies)
     states: dict[str, CellState] = {}
     judged: pl.DataFrame | None = None
     wanted = int(plan.group_by("cell").agg(pl.col("wanted").first())["wanted"].sum())

@@ -74,6 +74,7 @@ def _candidates(dataset: Dataset) -> dg.AssetsDefinition:
                         limits=access.limits,
                         prices=access.prices,
                         dataset=dataset.name,
+                        tallies=access.tallies,
                         on_progress=observe,
                     )
                 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pydantic import SecretStr
 
 from synth_assets.assets.workbench import Workbench
 from synth_assets.generation import Dialect
+from synth_assets.llm.answers import Tallies
 from synth_assets.llm.budget import Prices
 from synth_assets.llm.embedded import serve
 from synth_assets.llm.embedded_models import PREFIX, EmbeddedModel, model_identity, resolve
@@ -35,6 +36,7 @@ class ModelAccess:
     ledger: Ledger
     limits: Limits
     prices: Prices | None
+    tallies: Tallies = field(default_factory=Tallies)
 
     async def with_dialect(
         self, use: Callable[[Dialect], Awaitable[T]], *, may_ask: bool = True
@@ -72,6 +74,7 @@ class ModelAccess:
             limits=self.limits,
             dataset=self.dataset.name,
             prices=self.prices,
+            tallies=self.tallies,
         )
 
 

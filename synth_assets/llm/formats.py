@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from synth_assets.errors import EndpointError, Incomplete, UsageError
-from synth_assets.llm.answers import Answer
+from synth_assets.llm.answers import Answer, Tallies
 from synth_assets.llm.budget import Budget, Prices
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.engine import ask
@@ -128,12 +128,13 @@ async def output_mode(
     dataset: str = "",
     prices: Prices | None = None,
     budget: Budget | None = None,
+    tallies: Tallies | None = None,
 ) -> OutputMode:
     """The best output mode that the endpoint and model understand.
 
     What is wanted by name is taken at its word. ``sampling`` should be what later calls use, so
     that a probe is refused for the format only. Raises EndpointError when even a plain list is
-    refused, Incomplete when the budget has no room for a probe.
+    refused, Incomplete when the budget has no room for a probe. Probes count in ``tallies``.
     """
     if wanted != "auto":
         return wanted
@@ -159,6 +160,7 @@ async def output_mode(
             dataset=dataset,
             prices=prices,
             budget=budget,
+            tallies=tallies,
         )
         answers = [answer async for answer in stream]
         answer = answers[0]
