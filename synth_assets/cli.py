@@ -165,6 +165,8 @@ def run(
     else:
         _print(_summary_table(summary))
         click.echo(progress.sentence(summary))
+        if summary.evidence:
+            click.echo(summary.evidence)
     for problem in summary.problems:
         click.echo(problem, err=True)
     sys.exit(summary.exit_code)

@@ -56,6 +56,12 @@ class RunSummary:
     def rows(self) -> dict[str, int | None]:
         return {s.stage: s.rows for s in self.statuses if s.stage != SOURCE}
 
+    @property
+    def evidence(self) -> str:
+        """What the measured contribution says, in words."""
+        told = [c.description for c in self.checks if c.stage == "contribution"]
+        return told[0] if told else ""
+
 
 @dataclass(frozen=True)
 class Session:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from synth_assets.errors import SourceError
 from synth_assets.sources import PROBLEMS, SERVICE_COLUMNS
-from synth_assets.sources.files import FileFormat, expand, fingerprint, read_batches
+from synth_assets.sources.files import expand, fingerprint, read_batches
+from synth_assets.sources.records import FileFormat
 
 CSV, JSONL, PARQUET = FileFormat("csv"), FileFormat("jsonl"), FileFormat("parquet")
 FINE = "text,label\none,A\ntwo,B\n"
@@ -198,7 +199,7 @@ def test_many_stray_quotes_cost_one_row_each(tmp_path: Path) -> None:
 def test_a_cell_above_the_limit_is_a_problem_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synth_assets.sources.files.MAX_CELL_CHARS", 50)
+    monkeypatch.setattr("synth_assets.sources.records.MAX_CELL_CHARS", 50)
     before = csv.field_size_limit(50)
     try:
         frame = read(tmp_path, f"text,label\n{'x' * 60},A\ntwo,B\n")

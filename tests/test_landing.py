@@ -19,8 +19,9 @@ from filelock import FileLock
 from polars.testing import assert_frame_equal
 
 from synth_assets.errors import SourceError
-from synth_assets.sources.files import FileFormat, expand, read_batches
+from synth_assets.sources.files import expand, read_batches
 from synth_assets.sources.landing import Landed, land, read_landed, scan_landed
+from synth_assets.sources.records import FileFormat
 
 ROOT = Path(__file__).parents[1]
 

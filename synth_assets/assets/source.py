@@ -10,7 +10,8 @@ from synth_assets.assets.stages import SOURCE, key
 from synth_assets.assets.workbench import Workbench
 from synth_assets.settings import Home
 from synth_assets.sources.artifacts import PackageArtifact, extract_member
-from synth_assets.sources.files import FileFormat, expand, fingerprint
+from synth_assets.sources.files import expand, fingerprint
+from synth_assets.sources.records import FileFormat
 from synth_assets.spec.load import Dataset
 from synth_assets.spec.model import FilesSource
 
