@@ -7,8 +7,7 @@ from typing import Any, Self
 
 import dagster as dg
 from dagster.components.core.context import ComponentLoadContext
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, ConfigDict
 
 from synth_assets.assets.graph import dataset_definitions
 from synth_assets.components.scaffold import SyntheticDatasetScaffolder
@@ -28,10 +27,8 @@ class DatasetAttributes(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return DatasetSpec.model_json_schema(by_alias=True)
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return DatasetSpec.model_json_schema(*args, **kwargs)
 
 
 @dg.scaffold_with(SyntheticDatasetScaffolder)
