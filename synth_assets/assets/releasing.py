@@ -107,7 +107,7 @@ def _stage_versions(
     dataset: Dataset, instance: dg.DagsterInstance, store: ContentStore
 ) -> dict[str, StageVersion]:
     found = {}
-    for stage in RELEASE.parents:
+    for stage in (name for name in STAGES if name != RELEASE.name):
         current = latest_version(instance, key(dataset, stage))
         rows = store.scan(dataset.name, stage, current).select(pl.len()).collect().item()
         code = code_version(dataset, STAGES[stage].shaped_by)
