@@ -63,11 +63,17 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far generation is; ``tallies`` are the engine's."""
+    """How far generation is; ``tallies`` are the engine's.
+
+    Rows are judged when a round is complete, so ``accepted`` moves in steps; ``answers`` out of
+    ``expected`` calls (this round's and all before it) moves with every answer.
+    """
 
     wanted: int
     accepted: int
-    round: int
+    answers: int
+    expected: int
+    rounds: int
     rejects: Mapping[str, int]
     tallies: Tallies
 
@@ -134,21 +140,19 @@ async def generate(
     judged: pl.DataFrame | None = None
     wanted = int(plan.group_by("cell").agg(pl.col("wanted").first())["wanted"].sum())
     parts: list[pl.DataFrame] = []
+    answers = expected = 0
     while True:
         calls = next_round(plan, states, first_yield=FIRST_YIELD[dialect.style])
         if calls.is_empty():
             break
-
-        def tell(tallies: Tallies, number: int = done.rounds) -> None:
-            so_far = sum(done.accepted.values())
-            on_progress(Progress(wanted, so_far, number + 1, done.rejects, tallies))
-
+        expected += calls.height
         rows: list[dict[str, Any]] = []
         async for answer, call in _answers(
             calls, task, dialect, endpoint, ledger, limits, prices, dataset, done.tallies
         ):
             rows.extend(read_rows(answer, call, task, dialect, number=done.rounds))
-            tell(done.tallies)
+            answers += 1
+            on_progress(_progress(done, wanted, answers, expected))
         batch = pl.DataFrame(rows, schema=candidate_schema(task))
         verdicts = judge(batch, references, rules, task, earlier=judged)
         judged = verdicts if judged is None else pl.concat([judged, verdicts])
@@ -157,10 +161,17 @@ async def generate(
         done.rejects = _reasons(judged)
         done.rounds += 1
         states = update(states, calls, done.accepted)
-        tell(done.tallies)
+        on_progress(_progress(done, wanted, answers, expected))
     if parts:
         done.candidates = pl.concat(parts)
     return done
+
+
+def _progress(done: Generated, wanted: int, answers: int, expected: int) -> Progress:
+    accepted_rows = sum(done.accepted.values())
+    return Progress(
+        wanted, accepted_rows, answers, expected, done.rounds, done.rejects, done.tallies
+    )
 
 
 async def _answers(

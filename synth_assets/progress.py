@@ -58,13 +58,16 @@ class Progress:
         self.line(f"running {', '.join(stages)}")
 
     def report(self, stage: str, numbers: dict[str, Any]) -> None:
-        """Numbers of a stage so far (``rows_accepted``, ``rows_wanted``, ``COUNTS``, ...)."""
+        """Numbers of a stage so far (``answers``, ``rows_accepted``, ``COUNTS``, ...)."""
         self._numbers = numbers
-        accepted, wanted = numbers.get("rows_accepted", 0), numbers.get("rows_wanted", 0)
-        calls = numbers.get("calls_made", 0)
-        text = f"{stage}: {accepted} of {wanted} rows accepted, {calls} calls"
+        answers, expected = numbers.get("answers", 0), numbers.get("answers_expected", 0)
+        text = (
+            f"{stage}: {answers} of {expected} answers, "
+            f"{numbers.get('rows_accepted', 0)} of {numbers.get('rows_wanted', 0)} rows accepted "
+            f"after {numbers.get('rounds_judged', 0)} rounds"
+        )
         self._bar.update(
-            self._task, completed=accepted, total=wanted, description=text, visible=True
+            self._task, completed=answers, total=expected, description=text, visible=True
         )
         now = time.monotonic()
         if not self._live and now >= self._next_line:

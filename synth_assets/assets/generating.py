@@ -117,7 +117,9 @@ def _progress_numbers(progress: Progress) -> dict[str, Any]:
     return {
         "rows_accepted": progress.accepted,
         "rows_wanted": progress.wanted,
-        "round": progress.round,
+        "rounds_judged": progress.rounds,
+        "answers": progress.answers,
+        "answers_expected": progress.expected,
         "calls_made": tallies.bought,
         "calls_replayed": tallies.replayed,
         "calls_failed": sum(tallies.failed.values()),

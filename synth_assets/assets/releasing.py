@@ -148,6 +148,11 @@ def _manifest(
 
 def _card(made: Mapping[str, Any], contribution: pl.DataFrame) -> str:
     scores = contribution.drop_nulls("value").filter(pl.col("metric") != "verdict")
+    count = pl.col("value").cast(pl.Int64).cast(pl.String)
+    score = pl.col("value").round(3).cast(pl.String)
+    scores = scores.with_columns(
+        value=pl.when(pl.col("metric") == "rows").then(count).otherwise(score)
+    )
     arms = scores.filter(pl.col("scope") == "overall").drop("scope", "label", "note")
     labels = scores.filter(pl.col("scope") != "overall").drop("scope", "note")
     return card(made, markdown_table(arms), markdown_table(labels, max_rows=200))
