@@ -32,7 +32,16 @@ def shown(prompt: str, *, threshold: float = 0.8, **holdout: str) -> list[tuple[
 
 def test_a_copy_of_a_holdout_row_is_a_leak() -> None:
     rows = frame(a="hydraulic OIL leaking, from main pump", b="seat torn")
-    assert leaks(rows, frame(h=LEAK), threshold=0.8).rows() == [("a", "h", 1.0)]
+    assert leaks(rows, frame(h=LEAK), threshold=0.8).rows() == [("a", "h", "near_copy", 1.0)]
+
+
+def test_a_row_that_contains_a_holdout_text_is_a_leak() -> None:
+    found = leaks(
+        frame(a=f"crew says: {LEAK.lower()} since the last shift change"),
+        frame(h=LEAK),
+        threshold=0.9,
+    )
+    assert found.rows() == [("a", "h", "contains", 1.0)]
 
 
 def test_a_near_copy_of_a_holdout_row_is_a_leak() -> None:
@@ -44,7 +53,7 @@ def test_a_near_copy_of_a_holdout_row_is_a_leak() -> None:
 def test_unrelated_rows_do_not_leak() -> None:
     found = leaks(frame(a="seat torn", b=None), frame(h=LEAK, i=None), threshold=0.5)
     assert found.is_empty()
-    assert found.columns == ["record_id", "holdout_id", "similarity"]
+    assert found.columns == ["record_id", "holdout_id", "kind", "similarity"]
 
 
 def test_the_lowest_holdout_id_is_named_whatever_the_order() -> None:

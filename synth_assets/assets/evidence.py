@@ -9,6 +9,7 @@ import pandera.polars as pa
 import polars as pl
 
 from schemas import violations
+from synth_assets.errors import shown
 from synth_assets.report.tables import markdown_table
 
 SHOWN_ROWS = 20
@@ -35,8 +36,16 @@ def result(
         check_name=name,
         severity=severity,
         metadata=metadata,
-        description=description or None,
+        description=description or (None if ok else _first(found)),
     )
+
+
+def _first(found: pl.DataFrame) -> str:
+    """How many findings and the first of them, for a line in a terminal."""
+    if found.is_empty():
+        return "failed"
+    row = ", ".join(f"{name}={shown(value)}" for name, value in found.row(0, named=True).items())
+    return f"{found.height} findings, the first: {row}"
 
 
 def contract(

@@ -1,8 +1,8 @@
 """Whether evaluation data reached training data or a prompt.
 
 Three questions, each a table that is empty when all is well: is a training row a copy of a holdout
-row (`leaks`), does a prompt show one (`prompt_leaks`), do groups such as one machine's records
-stand on both sides of a partition (`group_overlap`).
+row, or does it contain one (`leaks`), does a prompt show one (`prompt_leaks`), do groups such as
+one machine's records stand on both sides of a partition (`group_overlap`).
 
 Limits: a holdout text that is rewritten in other words is not found; neither is one that is
 shorter than 20 characters, or edited, in the middle of a longer line.
@@ -40,24 +40,49 @@ PROMPT_LEAKS = pl.Schema(
 def leaks(
     rows: pl.DataFrame, holdout: pl.DataFrame, *, text: str = "text", threshold: float
 ) -> pl.DataFrame:
-    """The rows whose text is the same as, or similar to, a holdout row's.
+    """The rows whose text is like a holdout row's, or contains one: see ``copies``.
 
-    Both frames have `record_id` (String) and `text` (String). Returns `record_id`, `holdout_id`
-    (the most similar holdout row; the lowest id among equals) and `similarity` (Float64), ordered
-    by `record_id`. Similarity and `threshold` are those of `similarity.near_copies`.
+    Both frames have `record_id` (String) and `text` (String). Returns `record_id`, `holdout_id`,
+    `kind` and `similarity` (Float64), ordered by `record_id`.
 
     Raises `UsageError` for a missing column or a threshold outside (0, 1].
     """
     _need(rows, "record_id", text)
+    found = copies(rows[text], holdout, text=text, threshold=threshold)
+    ids = rows["record_id"].cast(pl.String)[found["row"]].alias("record_id")
+    return found.select(ids, "holdout_id", "kind", "similarity").sort("record_id")
+
+
+def copies(
+    texts: pl.Series, holdout: pl.DataFrame, *, text: str = "text", threshold: float
+) -> pl.DataFrame:
+    """The texts that would carry a holdout text along, at most one finding each.
+
+    A text is a `near_copy` when it is the same as, or similar to, a holdout text (`similarity`
+    and `threshold` are those of `similarity.near_copies`); it `contains` one when a prompt that
+    shows it would (`prompt_leaks`): the holdout text is a line of it, or stands inside it.
+
+    Returns `row` (UInt32, index into `texts`), `holdout_id` (the most similar; the lowest id among
+    equals), `kind` and `similarity` (Float64), ordered by `row`.
+    """
     known = _by_id(holdout, text)
-    found = near_copies(rows[text], known[text], threshold=threshold)
-    return pl.DataFrame(
-        {
-            "record_id": rows["record_id"].cast(pl.String)[found["row"]],
-            "holdout_id": known["record_id"][found["match"]],
-            "similarity": found["similarity"],
-        }
-    ).sort("record_id")
+    near = near_copies(texts, known[text], threshold=threshold)
+    alike = near.select(
+        "row",
+        known["record_id"][near["match"]].alias("holdout_id"),
+        pl.lit("near_copy").alias("kind"),
+        "similarity",
+    )
+    shown = prompt_leaks(texts, holdout, text=text, threshold=threshold).select(
+        pl.col("prompt").alias("row"), "holdout_id", pl.lit("contains").alias("kind"), "similarity"
+    )
+    return pl.concat([alike, shown]).unique("row", keep="first", maintain_order=True).sort("row")
+
+
+def reason_of(name: str) -> pl.Expr:
+    """Why a finding of ``copies`` (its `kind`) is refused, e.g. near_copy_of_holdout."""
+    near, whole = pl.lit(f"near_copy_of_{name}"), pl.lit(f"contains_{name}")
+    return pl.when(pl.col("kind") == "near_copy").then(near).otherwise(whole)
 
 
 def prompt_leaks(

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import polars as pl
 
+from synth_assets.lifecycle.leakage import copies, reason_of
 from synth_assets.lifecycle.records import column_digests, unit
-from synth_assets.lifecycle.similarity import near_copies
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def partition(
     """Split ``human`` (record_id, group, payload...) by hash; keep near-copies off the other side.
 
     A group hashes to [0, 1): below ``holdout`` it is held out, below ``holdout + validation`` it
-    is validation, else training. Rows of the training side that are near-copies (Jaccard of
-    character 5-grams >= ``decontaminate``) of a holdout row, and training rows that are
-    near-copies of a validation row, are set aside with a reason: hashing alone would let
-    paraphrases of one sentence stand on both sides.
+    is validation, else training. Rows of the training side that are near-copies of a holdout row
+    (Jaccard of character 5-grams >= ``decontaminate``) or contain one, and training rows that do
+    so with a validation row, are set aside with a reason: hashing alone would let variants of one
+    sentence stand on both sides, and a seed carry a holdout text into a prompt.
     """
     sides = human.with_columns(split=_sides(human["group"], rules)).sort("record_id")
     holdout = sides.filter(pl.col("split") == "holdout")
@@ -74,18 +74,13 @@ def _sides(groups: pl.Series, rules: PartitionRules) -> pl.Series:
 def _without_copies(
     rows: pl.DataFrame, reference: pl.DataFrame, threshold: float, text: str, name: str
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    copies = near_copies(rows[text], reference[text], threshold=threshold)
-    noted = rows.with_row_index("row").join(copies, on="row", how="left", maintain_order="left")
-    clean = noted.filter(pl.col("match").is_null()).select(rows.columns)
-    matched = pl.Series("other", reference["record_id"], dtype=pl.String)
-    aside = noted.filter(pl.col("match").is_not_null()).select(
+    found = copies(rows[text], reference, text=text, threshold=threshold)
+    noted = rows.with_row_index("row").join(found, on="row", how="left", maintain_order="left")
+    clean = noted.filter(pl.col("kind").is_null()).select(rows.columns)
+    aside = noted.filter(pl.col("kind").is_not_null()).select(
         *rows.columns,
-        pl.lit(f"near_copy_of_{name}").alias("reason"),
-        pl.format(
-            "{} of {}",
-            pl.col("similarity").round(3),
-            pl.col("match").map_elements(lambda row: matched[row], return_dtype=pl.String),
-        ).alias("detail"),
+        reason_of(name).alias("reason"),
+        pl.format("{} of {}", pl.col("similarity").round(3), "holdout_id").alias("detail"),
     )
     return clean, aside
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from synth_assets.lifecycle.leakage import copies, reason_of
 from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.similarity import greedy_unique, near_copies
 from synth_assets.tasks import Task
@@ -47,8 +48,8 @@ def judge(
 
     ``earlier``: what this function returned for earlier batches. Reasons, first that applies: the
     answer's own problem (malformed, truncated, ...), the task's sanity rules,
-    near_copy_of_holdout, near_copy_of_validation, near_copy_of_human, near_duplicate (of an
-    earlier row), surplus (the cell has its rows).
+    near_copy_of_ or contains_holdout, the same of validation, near_copy_of_human, near_duplicate
+    (of an earlier row), surplus (the cell has its rows).
     """
     rows = with_record_id(candidates.sort(ORDER), task.payload, kind=task.kind)
     sanity = task.implausible(rows, references.train)
@@ -56,12 +57,9 @@ def judge(
         reason=pl.coalesce(pl.col("problem"), sanity["reason"]),
         detail=pl.coalesce(pl.col("problem_detail"), sanity["detail"]),
     )
-    for name, reference, threshold in (
-        ("holdout", references.holdout, rules.decontaminate),
-        ("validation", references.validation, rules.decontaminate),
-        ("human", references.train, rules.near_duplicate),
-    ):
-        rows = _flag_copies(rows, reference, threshold, f"near_copy_of_{name}", task)
+    for name, reference in (("holdout", references.holdout), ("validation", references.validation)):
+        rows = _flag_unseen(rows, reference, rules.decontaminate, name, task)
+    rows = _flag_repeats_of_human(rows, references.train, rules.near_duplicate, task)
     kept = _kept(earlier)
     rows = _flag_repeats(rows, kept, rules.near_duplicate, task)
     return _flag_surplus(rows, accepted(earlier))
@@ -81,13 +79,23 @@ def _kept(judged: pl.DataFrame | None) -> pl.DataFrame | None:
     return judged.filter(pl.col("reason").is_null() | (pl.col("reason") == "surplus"))
 
 
-def _flag_copies(
-    rows: pl.DataFrame, reference: pl.DataFrame, threshold: float, reason: str, task: Task
+def _flag_unseen(
+    rows: pl.DataFrame, reference: pl.DataFrame, threshold: float, name: str, task: Task
+) -> pl.DataFrame:
+    """Near-copies of rows that must stay unseen, and texts that contain one."""
+    open_rows = rows.with_row_index("position").filter(pl.col("reason").is_null())
+    found = copies(open_rows[task.text], reference, text=task.text, threshold=threshold)
+    reasons = found.select(reason_of(name)).to_series()
+    return _flag(rows, open_rows, found, found["holdout_id"], reasons)
+
+
+def _flag_repeats_of_human(
+    rows: pl.DataFrame, reference: pl.DataFrame, threshold: float, task: Task
 ) -> pl.DataFrame:
     open_rows = rows.with_row_index("position").filter(pl.col("reason").is_null())
-    copies = near_copies(open_rows[task.text], reference[task.text], threshold=threshold)
-    matches = reference["record_id"].gather(copies["match"])
-    return _flag(rows, open_rows, copies, matches, reason)
+    found = near_copies(open_rows[task.text], reference[task.text], threshold=threshold)
+    matches = reference["record_id"].gather(found["match"])
+    return _flag(rows, open_rows, found, matches, _same(found, "near_copy_of_human"))
 
 
 def _flag_repeats(
@@ -106,7 +114,11 @@ def _flag_repeats(
         ],
         dtype=pl.String,
     )
-    return _flag(rows, open_rows, repeats, matches, "near_duplicate")
+    return _flag(rows, open_rows, repeats, matches, _same(repeats, "near_duplicate"))
+
+
+def _same(found: pl.DataFrame, reason: str) -> pl.Series:
+    return pl.Series("found", [reason] * found.height, dtype=pl.String)
 
 
 def _flag(
@@ -114,12 +126,12 @@ def _flag(
     open_rows: pl.DataFrame,
     found: pl.DataFrame,
     matches: pl.Series,
-    reason: str,
+    reasons: pl.Series,
 ) -> pl.DataFrame:
     flags = pl.DataFrame(
         {
             "position": open_rows["position"].gather(found["row"]),
-            "found": pl.Series([reason] * found.height, dtype=pl.String),
+            "found": reasons,
             "why": [
                 f"{similarity:.3f} of {match}"
                 for similarity, match in zip(found["similarity"], matches, strict=True)
