@@ -67,11 +67,11 @@ def forecast(session: Session) -> Forecast:
     with model_access(dataset, workbench) as access:
 
         async def ids(dialect: Any) -> list[str]:
-            requests = requests_of(calls, dialect, access.endpoint(False).identity, task)
+            requests = requests_of(calls, dialect, access.channel.endpoint(False).identity, task)
             return [request.request_id for request, _ in requests]
 
         wanted = list(run_sync(access.with_dialect(ids, may_ask=False)))
-        held = access.ledger.answers(wanted)
+        held = access.channel.ledger.answers(wanted)
     fresh = calls.filter(~pl.Series([name in held for name in wanted], dtype=pl.Boolean))
     prompt_tokens = round(sum(fresh["prompt"].str.len_chars()) / CHARS_PER_TOKEN)
     row_tokens = (_mean_chars(human[task.text]) / CHARS_PER_TOKEN) + TOKENS_AROUND_ROW

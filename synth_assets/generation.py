@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -59,6 +59,22 @@ class Dialect:
     output: OutputMode
     sampling: Mapping[str, float | int]
     seed: int
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Whom calls go to and where answers are kept; nothing here changes what an answer says.
+
+    ``endpoint(True)`` is called when there is something to ask that the ledger does not hold, so
+    that a replay needs no server; ``endpoint(False)`` only for its identity.
+    """
+
+    endpoint: Callable[[bool], Endpoint]
+    ledger: Ledger
+    limits: Limits
+    prices: Prices | None
+    dataset: str
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 @dataclass(frozen=True)
@@ -118,24 +134,16 @@ async def generate(
     rules: ScreenRules,
     task: Task,
     dialect: Dialect,
-    endpoint: Callable[[bool], Endpoint],
-    ledger: Ledger,
-    limits: Limits,
-    prices: Prices | None,
-    dataset: str,
-    tallies: Tallies,
+    channel: Channel,
     on_progress: Callable[[Progress], None],
 ) -> Generated:
     """Ask, read and judge in rounds until every cell is full or its calls are used up.
-
-    ``endpoint(True)`` is called when there is something to ask that the ledger does not hold, so
-    that a replay needs no server; ``endpoint(False)`` only for its identity.
 
     Raises:
         EndpointError: when every call fails alike.
         LedgerError: when answers cannot be kept.
     """
-    done = Generated(pl.DataFrame(schema=candidate_schema(task)), {}, {}, 0, tallies)
+    done = Generated(pl.DataFrame(schema=candidate_schema(task)), {}, {}, 0, channel.tallies)
     states: dict[str, CellState] = {}
     judged: pl.DataFrame | None = None
     wanted = int(plan.group_by("cell").agg(pl.col("wanted").first())["wanted"].sum())
@@ -147,9 +155,7 @@ async def generate(
             break
         expected += calls.height
         rows: list[dict[str, Any]] = []
-        async for answer, call in _answers(
-            calls, task, dialect, endpoint, ledger, limits, prices, dataset, done.tallies
-        ):
+        async for answer, call in _answers(calls, task, dialect, channel):
             rows.extend(read_rows(answer, call, task, dialect, number=done.rounds))
             answers += 1
             on_progress(_progress(done, wanted, answers, expected))
@@ -175,28 +181,19 @@ def _progress(done: Generated, wanted: int, answers: int, expected: int) -> Prog
 
 
 async def _answers(
-    calls: pl.DataFrame,
-    task: Task,
-    dialect: Dialect,
-    endpoint: Callable[[bool], Endpoint],
-    ledger: Ledger,
-    limits: Limits,
-    prices: Prices | None,
-    dataset: str,
-    tallies: Tallies,
+    calls: pl.DataFrame, task: Task, dialect: Dialect, channel: Channel
 ) -> AsyncIterator[tuple[Answer, dict[str, Any]]]:
-    identity = endpoint(False).identity
+    identity = channel.endpoint(False).identity
     asked = {r.request_id: (r, call) for r, call in requests_of(calls, dialect, identity, task)}
-    held = await ledger.get_many(list(asked))
-    where = endpoint(len(held) < len(asked))
+    held = await channel.ledger.get_many(list(asked))
     stream = ask(
         (request for request, _ in asked.values()),
-        endpoint=where,
-        ledger=ledger,
-        limits=limits,
-        dataset=dataset,
-        prices=prices,
-        tallies=tallies,
+        endpoint=channel.endpoint(len(held) < len(asked)),
+        ledger=channel.ledger,
+        limits=channel.limits,
+        dataset=channel.dataset,
+        prices=channel.prices,
+        tallies=channel.tallies,
     )
     async with aclosing(stream) as answers:
         async for answer in answers:

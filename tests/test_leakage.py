@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from synth_assets.errors import UsageError
 from synth_assets.lifecycle import leakage
 from synth_assets.lifecycle.leakage import group_overlap, leaks, prompt_leaks
-from synth_assets.lifecycle.similarity import normalise
+from synth_assets.text import normalise
 
 LEAK = "Hydraulic oil leaking from main pump"
 

@@ -117,9 +117,7 @@ def test_no_near_copy_of_the_holdout_is_left_to_train_on() -> None:
     parts = sides(human())
     copies = near_copies(parts.human_train["text"], parts.holdout["text"], threshold=0.6)
     assert copies.is_empty()
-    assert (
-        parts.set_aside["reason"].str.contains(r"^(near_copy_of|contains)_").all()
-    )
+    assert parts.set_aside["reason"].str.contains(r"^(near_copy_of|contains)_").all()
 
 
 def test_every_human_row_is_on_one_side_or_set_aside() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -373,6 +374,15 @@ def test_an_unknown_embedded_model_names_the_known_ones(
     assert "embedded/gemma-3-270m" in ran.errors
 
 
+def test_chatting_with_an_embedded_base_model_is_refused(
+    tickets: DatasetFolder, endpoint: ServerState
+) -> None:
+    tickets.edit("generate.model", "embedded/gemma-3-270m")
+    ran = run()
+    assert ran.code == 1
+    assert "style: continue" in ran.errors
+
+
 # --- human data as it comes -------------------------------------------------------------------
 
 
@@ -410,6 +420,35 @@ def test_bad_rows_are_counted_by_reason_and_the_rest_is_used(
         "undecodable": 1,
     }
     assert "ein päckchen 📦 fehlt im lager" in table(synth_home, "human")["text"].to_list()
+
+
+@pytest.mark.parametrize("name", ["human.jsonl", "human.jsonl.gz", "human.parquet", "human.csv.gz"])
+def test_the_same_rows_in_another_format_are_the_same_human_rows(
+    tickets: DatasetFolder, synth_home: Path, name: str
+) -> None:
+    assert run("tickets", "--until", "human").code == 0
+    expected = table(synth_home, "human").drop("source")
+    rows, path = pl.DataFrame(tickets.rows), tickets.folder / name
+    if name == "human.parquet":
+        rows.write_parquet(path)
+    else:
+        text = rows.write_csv() if "csv" in name else rows.write_ndjson()
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    tickets.edit("source.path", name)
+    ran = run("tickets", "--until", "human")
+    assert ran.code == 0, ran.errors
+    assert table(synth_home, "human").drop("source").equals(expected)
+
+
+def test_several_files_are_one_source(tickets: DatasetFolder, synth_home: Path) -> None:
+    (tickets.folder / "human.csv").unlink()
+    for number, rows in enumerate((tickets.rows[:50], tickets.rows[50:])):
+        write_csv(tickets.folder / f"part{number}.csv", rows)
+    tickets.edit("source.path", "part*.csv")
+    assert run("tickets", "--until", "human").code == 0
+    found = table(synth_home, "human")
+    assert found.height == len(tickets.rows)
+    assert set(found["source"]) == {"part0.csv", "part1.csv"}
 
 
 @pytest.mark.parametrize(

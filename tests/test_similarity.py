@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from synth_assets.errors import UsageError
 from synth_assets.lifecycle import similarity
-from synth_assets.lifecycle.similarity import gram_sets, greedy_unique, near_copies, normalise
+from synth_assets.lifecycle.similarity import gram_sets, greedy_unique, near_copies
+from synth_assets.text import normalise
 
 # Few letters and few words make near-copies, ties and short texts likely.
 words = st.sampled_from(

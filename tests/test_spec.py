@@ -103,6 +103,21 @@ def test_a_target_of_no_known_kind_says_which_there_are(folder: DatasetFolder) -
     assert "synthetic_share" in problem.problem
 
 
+def test_structured_output_of_a_base_model_is_refused(folder: DatasetFolder) -> None:
+    folder.edit("generate.style", "continue")
+    folder.edit("generate.output", "json_schema")
+    problem = only_problem(folder)
+    assert (problem.key, problem.value) == ("generate.output", "'json_schema'")
+
+
+def test_an_owner_that_dagster_would_refuse_is_refused_first(folder: DatasetFolder) -> None:
+    folder.edit("owners", ["maintenance"])
+    problem = only_problem(folder)
+    assert problem.key == "owners.0"
+    assert problem.value == "'maintenance'"
+    assert "team:" in problem.fix
+
+
 def test_a_missing_prompt_names_the_file(folder: DatasetFolder) -> None:
     folder.edit("generate.prompt", "other.j2")
     problem = only_problem(folder)

@@ -69,12 +69,7 @@ def _candidates(dataset: Dataset) -> dg.AssetsDefinition:
                         rules=screen_rules(dataset),
                         task=task,
                         dialect=dialect,
-                        endpoint=access.endpoint,
-                        ledger=access.ledger,
-                        limits=access.limits,
-                        prices=access.prices,
-                        dataset=dataset.name,
-                        tallies=access.tallies,
+                        channel=access.channel,
                         on_progress=observe,
                     )
                 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pydantic import SecretStr
 
 from synth_assets.assets.workbench import Workbench
-from synth_assets.generation import Dialect
-from synth_assets.llm.answers import Tallies
+from synth_assets.errors import EndpointError
+from synth_assets.generation import Channel, Dialect
 from synth_assets.llm.budget import Prices
 from synth_assets.llm.embedded import serve
 from synth_assets.llm.embedded_models import PREFIX, EmbeddedModel, model_identity, resolve
@@ -29,14 +29,10 @@ NOT_YET = "http://127.0.0.1:9/v1"
 
 @dataclass(frozen=True)
 class ModelAccess:
-    """``endpoint(needed)`` starts the embedded server the first time it is needed."""
+    """A channel to the declared model, and the way to write requests to it."""
 
     dataset: Dataset
-    endpoint: Callable[[bool], Endpoint]
-    ledger: Ledger
-    limits: Limits
-    prices: Prices | None
-    tallies: Tallies = field(default_factory=Tallies)
+    channel: Channel
 
     async def with_dialect(
         self, use: Callable[[Dialect], Awaitable[T]], *, may_ask: bool = True
@@ -51,7 +47,7 @@ class ModelAccess:
             mode = await self._output_mode(may_ask)
         return await use(
             Dialect(
-                model=self.endpoint(False).model,
+                model=self.channel.endpoint(False).model,
                 style=generate.style,
                 output=mode,
                 sampling=generate.sampling(),
@@ -60,21 +56,21 @@ class ModelAccess:
         )
 
     async def _output_mode(self, may_ask: bool) -> OutputMode:
-        generate = self.dataset.spec.generate
-        known = self.endpoint(False)
+        generate, channel = self.dataset.spec.generate, self.channel
+        known = channel.endpoint(False)
         if generate.output != "auto":
             return generate.output
-        remembered = self.ledger.capability(known.identity, known.model)
+        remembered = channel.ledger.capability(known.identity, known.model)
         if remembered is None and not may_ask:
             return "json_schema"
         return await output_mode(
-            endpoint=known if remembered else self.endpoint(True),
-            ledger=self.ledger,
+            endpoint=known if remembered else channel.endpoint(True),
+            ledger=channel.ledger,
             sampling=generate.sampling(),
-            limits=self.limits,
-            dataset=self.dataset.name,
-            prices=self.prices,
-            tallies=self.tallies,
+            limits=channel.limits,
+            dataset=channel.dataset,
+            prices=channel.prices,
+            tallies=channel.tallies,
         )
 
 
@@ -97,14 +93,22 @@ def model_access(dataset: Dataset, workbench: Workbench) -> Iterator[ModelAccess
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(workbench.home.ledger))
         if generate.model_name.startswith(PREFIX):
-            endpoint = _embedded(resolve(generate.model_name), workbench, stack)
+            model = resolve(generate.model_name)
+            if model.style == "continue" and generate.style == "chat":
+                raise EndpointError(
+                    f"{generate.model_name} is a base model: it continues a text, it does not chat",
+                    where=f"{dataset.file}: generate.style",
+                    fix="style: continue, with a prompt that ends in an open list",
+                )
+            endpoint = _embedded(model, workbench, stack)
         else:
             outside = _outside(dataset)
 
             def endpoint(_: bool) -> Endpoint:
                 return outside
 
-        yield ModelAccess(dataset, endpoint, ledger, limits, prices)
+        channel = Channel(endpoint, ledger, limits, prices, dataset.name)
+        yield ModelAccess(dataset, channel)
 
 
 def _outside(dataset: Dataset) -> Endpoint:

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from synth_assets.errors import UsageError
-from synth_assets.lifecycle.similarity import gram_sets, normalise
+from synth_assets.lifecycle.similarity import gram_sets
+from synth_assets.text import normalise
 
 Strategy = Literal["diverse", "random"]
 Ints = NDArray[np.int64]

@@ -13,7 +13,8 @@ from __future__ import annotations
 import polars as pl
 
 from synth_assets.errors import UsageError
-from synth_assets.lifecycle.similarity import near_copies, normalise
+from synth_assets.lifecycle.similarity import near_copies
+from synth_assets.text import normalise
 
 # Below this many normalised characters, standing inside a prompt is coincidence.
 INSIDE_CHARS = 20

@@ -29,6 +29,7 @@ COMPONENT_TYPES = (
     "synth_assets.components.synthetic_dataset.SyntheticDataset",
 )
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
+PATTERN_HINTS = {"owners": "write team:NAME or a mail address"}
 _HINTS = {
     "string_type": "write a text",
     "int_type": "write a whole number, without quotes",
@@ -374,6 +375,8 @@ def _fix(kind: str, location: tuple[str | int, ...], context: dict[str, Any]) ->
         return f"add `{location[-1] if location else ''}:`"
     if kind in {"literal_error", "union_tag_invalid"}:
         return f"use {context.get('expected') or context.get('expected_tags')}"
+    if kind == "string_pattern_mismatch":
+        return PATTERN_HINTS.get(str(location[0]), f"write it as {context.get('pattern')}")
     return _HINTS.get(kind, "")
 
 

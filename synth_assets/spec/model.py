@@ -31,6 +31,11 @@ def _number(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_number)]
 Share = Annotated[Number, Field(gt=0, lt=1)]
+# What Dagster accepts; it would refuse anything else for the whole code location.
+Owner = Annotated[
+    str,
+    Field(pattern=r"^(team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,})$"),
+]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -229,6 +234,18 @@ class Generate(Strict):
     timeout_s: Annotated[Number, Field(gt=0)] = 120.0
     prices: Prices | None = None
 
+    @model_validator(mode="after")
+    def _base_models_write_lists(self) -> Self:
+        if self.style == "continue" and self.output not in {"auto", "list"}:
+            raise fail(
+                "output",
+                "a model that continues a text writes plain lists",
+                key="output",
+                value=self.output,
+                fix="leave generate.output out, or use style: chat",
+            )
+        return self
+
     def sampling(self) -> dict[str, float | int]:
         """Sampling parameters as they go into the request body."""
         values = {
@@ -295,7 +312,7 @@ class DatasetSpec(Strict):
     """One dataset: what it is about, where human data comes from, what to generate, and why."""
 
     description: str = ""
-    owners: list[str] = Field(default_factory=list)
+    owners: list[Owner] = Field(default_factory=list)
     random_seed: Annotated[int, Field(ge=0)] = 0
     task: ClassificationTask
     source: FilesSource | PackageSource = Field(discriminator="kind")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from synth_assets.errors import shown
-from synth_assets.lifecycle.similarity import normalise
 from synth_assets.tasks import Trouble
+from synth_assets.text import normalise
 
 if TYPE_CHECKING:
     from synth_assets.spec.model import DatasetSpec
