@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
-from synth_assets.errors import SpecError, SynthError, UsageError
+from synth_assets.errors import SpecError, Stopped, SynthError, UsageError
 from synth_assets.settings import DEFAULT_DAGSTER_HOME, defs_roots, home
 from synth_assets.spec.load import Dataset, Discovery, discover
 
@@ -36,8 +36,9 @@ def clean_errors(function: F) -> F:
             click.echo(str(error), err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("stopped; every answer is kept, run again to go on", err=True)
-            sys.exit(130)
+            stopped = Stopped()
+            click.echo(str(stopped), err=True)
+            sys.exit(stopped.exit_code)
 
     return wrapped  # type: ignore[return-value]
 

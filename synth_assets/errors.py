@@ -47,6 +47,15 @@ class Incomplete(SynthError):
     exit_code: ClassVar[int] = 3
 
 
+class Stopped(SynthError):
+    """A run that was asked to stop: everything that was paid for is kept."""
+
+    exit_code: ClassVar[int] = 130
+
+    def __init__(self) -> None:
+        super().__init__("stopped; every answer is kept, run again to go on")
+
+
 class UsageError(SynthError):
     """A command that asks for something that does not exist."""
 

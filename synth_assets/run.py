@@ -19,7 +19,7 @@ from synth_assets.assets.graph import dataset_definitions
 from synth_assets.assets.source import source_version
 from synth_assets.assets.stages import SOURCE, STAGES, key
 from synth_assets.assets.workbench import Workbench
-from synth_assets.errors import Incomplete, SynthError
+from synth_assets.errors import Incomplete, Stopped, SynthError
 from synth_assets.spec.load import Dataset
 from synth_assets.status import (
     CheckStatus,
@@ -33,6 +33,8 @@ from synth_assets.store.content import ContentStore
 from synth_assets.store.io_manager import IO_MANAGER_KEY, ContentIOManager
 
 DUE = frozenset({"stale", "missing", "failed"})
+# Dagster makes a step failure of Ctrl-C and SIGTERM.
+INTERRUPTIONS = frozenset({"DagsterExecutionInterruptedError", "KeyboardInterrupt"})
 SHORTFALL_CHECK = ("synthetic", "exact_counts")
 
 
@@ -120,6 +122,7 @@ def run_dataset(
 
     Raises:
         SynthError: when the source cannot be seen at all.
+        Stopped: after Ctrl-C or SIGTERM.
     """
     began = time.monotonic()
     summary = RunSummary(session.dataset.name)
@@ -205,6 +208,8 @@ def _note_failures(result: dg.ExecuteInProcessResult, summary: RunSummary) -> No
             cause = data.error
             while cause.cause is not None:
                 cause = cause.cause
+            if cause.cls_name in INTERRUPTIONS:
+                raise Stopped
             summary.problems.append(f"{event.step_key}: {cause.message.strip()}")
             summary.exit_code = max(summary.exit_code, SynthError.exit_code)
 
