@@ -93,10 +93,11 @@ def _observer(
 ) -> Callable[[Progress], None]:
     """Tells the terminal at once, and Dagster's asset page every few seconds."""
     next_event = time.monotonic() + OBSERVE_EVERY_S
+    priced = dataset.spec.generate.prices is not None
 
     def observe(progress: Progress) -> None:
         nonlocal next_event
-        numbers = _progress_numbers(progress)
+        numbers = _progress_numbers(progress, priced=priced)
         workbench.report("candidates", numbers)
         if time.monotonic() >= next_event:
             next_event = time.monotonic() + OBSERVE_EVERY_S
@@ -107,7 +108,7 @@ def _observer(
     return observe
 
 
-def _progress_numbers(progress: Progress) -> dict[str, Any]:
+def _progress_numbers(progress: Progress, *, priced: bool) -> dict[str, Any]:
     tallies = progress.tallies
     return {
         "rows_accepted": progress.accepted,
@@ -120,7 +121,7 @@ def _progress_numbers(progress: Progress) -> dict[str, Any]:
         "calls_failed": sum(tallies.failed.values()),
         "prompt_tokens": tallies.prompt_tokens,
         "completion_tokens": tallies.completion_tokens,
-        "cost_usd": tallies.usd,
+        "cost_usd": tallies.usd if priced else None,
     }
 
 

@@ -158,12 +158,17 @@ def _sides(dataset: Dataset) -> dg.AssetsDefinition:
         yield evidence.contract(
             key(dataset, "holdout"), human_rows(task.payload, allowed, ["holdout"]), parts.holdout
         )
+        found = leaks(
+            parts.human_train, parts.holdout, text=task.text, threshold=rules.decontaminate
+        )
+        shared = group_overlap(parts.human_train, parts.holdout, group="group")
         yield evidence.result(
             key(dataset, "human_train"),
             "no_leakage",
-            leaks(parts.human_train, parts.holdout, text=task.text, threshold=rules.decontaminate),
-            passed=None,
-            shared_groups=group_overlap(parts.human_train, parts.holdout, group="group").height,
+            found if shared.is_empty() else shared,
+            passed=found.is_empty() and shared.is_empty(),
+            near_copies=found.height,
+            shared_groups=shared.height,
         )
         weak = _support(human, train, parts.holdout, task.stratum)
         yield evidence.result(

@@ -7,7 +7,7 @@ plan and the answers, not of timing: a restart or another concurrency asks for t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -58,9 +58,9 @@ def _calls_needed(wanted: int, rows: int, state: CellState, overall: float) -> i
     return math.ceil(missing / (rows * share) - 1e-9)
 
 
-def _yield(states: object, fallback: float) -> float:
+def _yield(states: Iterable[CellState], fallback: float) -> float:
     asked = accepted = 0
-    for state in states:  # type: ignore[attr-defined]
+    for state in states:
         asked += state.asked
         accepted += state.accepted
     return max(accepted / asked, LEAST_YIELD) if asked else fallback
