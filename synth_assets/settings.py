@@ -28,10 +28,6 @@ class Home:
         return self.root / "store"
 
     @property
-    def landing(self) -> Path:
-        return self.root / "landing"
-
-    @property
     def ledger(self) -> Path:
         return self.root / "ledger" / "ledger.sqlite"
 

@@ -22,8 +22,8 @@ Standing = Literal["fresh", "stale", "missing", "failed"]
 
 @dataclass(frozen=True)
 class StageStatus:
-    """``stale``: made by another declaration or from other parents than now stand. ``failed``: the
-    last attempt failed, or a blocking check of what it made did."""
+    """``stale``: made by another declaration or from other parents than now stand, or not yet
+    through its blocking checks. ``failed``: the last attempt failed, or a blocking check did."""
 
     stage: str
     status: Standing
@@ -55,10 +55,14 @@ def dataset_status(
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     keys = [key(dataset, stage) for stage in STAGES]
     records = {r.asset_entry.asset_key: r.asset_entry for r in instance.get_asset_records(keys)}
-    blocked = {
-        check.stage
-        for check in check_statuses(instance, declared_checks(dataset, graph))
-        if check.blocking and not check.passed
+    declared = declared_checks(dataset, graph)
+    evaluated = check_statuses(instance, declared)
+    blocked = {check.stage for check in evaluated if check.blocking and not check.passed}
+    known = {(check.stage, check.name) for check in evaluated}
+    unchecked = {
+        check.asset_key.path[-1]
+        for check, blocking in declared.items()
+        if blocking and (check.asset_key.path[-1], check.name) not in known
     }
     stages = [_source(dataset, instance)]
     for stage in STAGES:
@@ -75,6 +79,8 @@ def dataset_status(
         version = tags.get("dagster/data_version")
         rows = metadata.get("dagster/row_count")
         status = _standing(resolver.get_status(key(dataset, stage)))
+        if stage in unchecked:  # nothing may be built upon it before its blocking checks passed
+            status = "stale"
         if version is None or not store.path(dataset.name, stage, version).exists():
             status = "missing"
         if stage in blocked or _attempt_failed(instance, entry, dataset, stage):
@@ -95,13 +101,23 @@ def dataset_status(
 def check_statuses(
     instance: dg.DagsterInstance, declared: Mapping[dg.AssetCheckKey, bool]
 ) -> list[CheckStatus]:
-    """Checks that have been evaluated for what now stands. ``declared``: key -> blocking."""
+    """Checks that have been evaluated on what now stands. ``declared``: key -> blocking.
+
+    An evaluation of an earlier table, or one that was planned and never came (a kill between a
+    stage and its check), says nothing about the table that stands and is left out.
+    """
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(declared))
+    assets = instance.get_asset_records(list({check.asset_key for check in declared}))
+    standing = {r.asset_entry.asset_key: r.asset_entry.last_materialization_record for r in assets}
     found = []
     for check_key in sorted(latest, key=lambda k: (k.asset_key.path, k.name)):
-        record = latest[check_key]
+        record, made = latest[check_key], standing.get(check_key.asset_key)
         evaluation = record.evaluation
-        if not isinstance(evaluation, AssetCheckEvaluation):  # planned, never evaluated
+        if not isinstance(evaluation, AssetCheckEvaluation) or made is None:
+            continue
+        target = evaluation.target_materialization_data
+        same_run = record.run_id == made.run_id
+        if not same_run and (target is None or target.storage_id != made.storage_id):
             continue
         found.append(
             CheckStatus(

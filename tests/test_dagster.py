@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -178,3 +179,53 @@ def test_a_held_stage_and_what_is_below_it_do_not_run() -> None:
 
 def test_what_one_step_writes_runs_together() -> None:
     assert with_siblings({"holdout"}) == {"human_train", "holdout", "set_aside"}
+
+
+# --- checks that did not get their turn -----------------------------------------------------------
+
+
+def materialised_unchecked(dataset: str, stages: list[str]) -> None:
+    """What a kill leaves between a stage and its check: the table, and no verdict on it."""
+    keys = [dg.AssetKey([dataset, stage]) for stage in stages]
+    checks = dg.AssetSelection.checks(*(dg.AssetCheckKey(key, "no_leakage") for key in keys))
+    selection = dg.AssetSelection.assets(*keys) - checks
+    job = dg.define_asset_job("unchecked", selection=selection)
+    definitions = dg.Definitions.merge(location(), dg.Definitions(jobs=[job]))
+    with dg.DagsterInstance.get() as instance:
+        result = definitions.resolve_job_def("unchecked").execute_in_process(instance=instance)
+    assert result.success
+
+
+def test_a_stage_whose_blocking_check_never_ran_is_not_built_upon(
+    tickets: DatasetFolder, synth_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_run import run, statuses, table
+
+    with running_server() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+        assert run("tickets", "--until", "plan").code == 0
+        stolen = table(synth_home, "holdout").row(0, named=True)
+        seed = {"text": stolen["text"], "label": stolen["label"]}
+        (tickets.folder / "seeds.jsonl").write_text(json.dumps(seed))
+        materialised_unchecked("tickets", ["seeds", "plan"])
+        found = statuses()
+        assert (found["seeds"]["status"], found["plan"]["status"]) == ("stale", "stale")
+        ran = run()
+        assert ran.code == 3
+        assert "seeds/no_leakage" in ran.errors
+        assert server.requests == []
+
+
+def test_a_check_that_catches_up_makes_its_stage_fresh(tickets: DatasetFolder) -> None:
+    from tests.test_run import run, statuses
+
+    assert run("tickets", "--until", "seeds").code == 0
+    materialised_unchecked("tickets", ["seeds"])
+    assert statuses()["seeds"]["status"] == "stale"
+    key = dg.AssetCheckKey(dg.AssetKey(["tickets", "seeds"]), "no_leakage")
+    with dg.DagsterInstance.get() as instance:
+        checks = dg.define_asset_job("checks", selection=dg.AssetSelection.checks(key))
+        definitions = dg.Definitions.merge(location(), dg.Definitions(jobs=[checks]))
+        assert definitions.resolve_job_def("checks").execute_in_process(instance=instance).success
+    assert statuses()["seeds"]["status"] == "fresh"

@@ -42,11 +42,6 @@ class ReleaseStore:
         write_atomically(folder.parent / CURRENT, lambda path: path.write_text(folder.name + "\n"))
         return folder
 
-    def current(self, dataset: str) -> Path | None:
-        """The folder of the current release, if there is one."""
-        pointer = self.root / dataset / CURRENT
-        return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
-
     def _build(
         self,
         folder: Path,

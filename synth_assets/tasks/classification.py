@@ -16,7 +16,6 @@ from synth_assets.text import normalise
 if TYPE_CHECKING:
     from synth_assets.spec.model import DatasetSpec
 
-REJECT_COLUMNS = ("source", "source_row", "text", "label", "reason", "detail")
 MAX_SHOWN_CHARS = 2_000
 
 
