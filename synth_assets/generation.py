@@ -7,17 +7,20 @@ function of the plan and the answers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import polars as pl
 
-from synth_assets.lifecycle.refill import CellState, next_round, update
+from synth_assets.lifecycle.imported import is_imported
+from synth_assets.lifecycle.refill import CellState, next_round, remaining, shortfall, update
 from synth_assets.lifecycle.screen import References, ScreenRules, accepted, judge
 from synth_assets.llm.answers import Answer, Tallies
-from synth_assets.llm.budget import Prices
+from synth_assets.llm.batch import BatchSettings, ask_in_batches
+from synth_assets.llm.budget import Budget, Prices
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.engine import ask
 from synth_assets.llm.errors import ErrorKind
@@ -28,6 +31,8 @@ from synth_assets.llm.scheduler import Limits
 from synth_assets.tasks import Task
 
 RAW_CHARS = 20_000
+PLAN_SLICE = 2_048
+SLAB_ROWS = 4_096
 # What part of the rows asked for a model's first answers are taken to be worth, before any is seen.
 FIRST_YIELD: dict[Style, float] = {"continue": 0.65, "chat": 0.8}
 # Content errors whose text may still hold whole rows.
@@ -65,16 +70,47 @@ class Dialect:
 class Channel:
     """Whom calls go to and where answers are kept; nothing here changes what an answer says.
 
-    ``endpoint(True)`` is called when there is something to ask that the ledger does not hold, so
-    that a replay needs no server; ``endpoint(False)`` only for its identity.
+    ``known`` has the identity of the endpoint; ``connect`` is called when there is something to
+    ask that the ledger does not hold, so that a replay needs no server. With ``batches`` calls go
+    through the endpoint's batch API.
     """
 
-    endpoint: Callable[[bool], Endpoint]
+    known: Endpoint
+    connect: Callable[[], Endpoint]
     ledger: Ledger
     limits: Limits
     prices: Prices | None
     dataset: str
+    budget: Budget | None = None
+    batches: BatchSettings | None = None
     tallies: Tallies = field(default_factory=Tallies)
+
+    def answers(self, requests: Callable[[], Iterable[Request]]) -> AsyncGenerator[Answer, None]:
+        """One Answer per request; ``requests`` gives the same stream whenever it is called."""
+        if self.batches is not None:
+            return ask_in_batches(
+                requests,
+                endpoint=self.known,
+                connect=self.connect,
+                ledger=self.ledger,
+                limits=self.limits,
+                dataset=self.dataset,
+                prices=self.prices,
+                budget=self.budget,
+                tallies=self.tallies,
+                settings=self.batches,
+            )
+        return ask(
+            requests(),
+            endpoint=self.known,
+            connect=self.connect,
+            ledger=self.ledger,
+            limits=self.limits,
+            dataset=self.dataset,
+            prices=self.prices,
+            budget=self.budget,
+            tallies=self.tallies,
+        )
 
 
 @dataclass(frozen=True)
@@ -96,39 +132,65 @@ class Progress:
 
 @dataclass
 class Generated:
-    """``candidates``: every row of every call made, in the plan's order, judged or not."""
+    """``candidates``: every row of every call made, in the plan's order, judged or not.
+
+    ``accepted``: rows per cell, those given beforehand included; ``rejects`` are of calls only.
+    ``unasked``: calls of the last round for which the budget had no room; there is no row of them.
+    ``shortfall``: cells with fewer rows than wanted, and the reasons of their rejects.
+    """
 
     candidates: pl.DataFrame
-    accepted: dict[str, int]
-    rejects: dict[str, int]
-    rounds: int
-    tallies: Tallies
+    accepted: dict[str, int] = field(default_factory=dict)
+    rejects: dict[str, int] = field(default_factory=dict)
+    rounds: int = 0
+    unasked: int = 0
+    shortfall: pl.DataFrame = field(default_factory=pl.DataFrame)
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 def candidate_schema(task: Task) -> dict[str, Any]:
     return {**_FIXED, **dict.fromkeys(task.payload, pl.String)}
 
 
+def outline(plan: pl.LazyFrame) -> pl.DataFrame:
+    """The plan without its texts: cell, ordinal, wanted, rows. What rounds are decided from."""
+    return plan.select("cell", "ordinal", "wanted", "rows").collect()
+
+
 def requests_of(
-    calls: pl.DataFrame, dialect: Dialect, endpoint: str, task: Task
-) -> Iterator[tuple[Request, dict[str, Any]]]:
-    """One request per plan row, with that row. ``endpoint``: its identity, not its address."""
-    for call in calls.iter_rows(named=True):
-        body = build_body(
-            style=dialect.style,
-            mode=dialect.output,
-            model=dialect.model,
-            system=call["system"] or "",
-            user=call["prompt"],
-            schema=task.answer_schema(call["rows"]),
-            sampling=dialect.sampling,
-            seed=(dialect.seed * 1_000_003 + call["sample"]) % 2**31,
-        )
-        yield Request(kind_of(dialect.style), endpoint, body, call["sample"]), call
+    plan: pl.LazyFrame, calls: pl.DataFrame, dialect: Dialect, endpoint: str, task: Task
+) -> Iterator[Request]:
+    """One request per call, in the plan's order; its ``tag`` is the call's row without the texts.
+
+    ``calls`` (cell, ordinal) picks rows of ``plan``, which is read a slice at a time: prompts are
+    held while they are on their way, not before. ``endpoint``: its identity, not its address.
+    """
+    wanted = calls.select("cell", "ordinal").lazy()
+    height = plan.select(pl.len()).collect().item()
+    for start in range(0, height, PLAN_SLICE):
+        chunk = plan.slice(start, PLAN_SLICE)
+        picked = chunk.join(wanted, on=("cell", "ordinal"), how="semi", maintain_order="left")
+        for call in picked.collect().iter_rows(named=True):
+            yield request_of(call, dialect, endpoint, task)
+
+
+def request_of(call: dict[str, Any], dialect: Dialect, endpoint: str, task: Task) -> Request:
+    """The request of one plan row; the row becomes its tag, without the texts."""
+    body = build_body(
+        style=dialect.style,
+        mode=dialect.output,
+        model=dialect.model,
+        system=call.pop("system") or "",
+        user=call.pop("prompt"),
+        schema=task.answer_schema(call["rows"]),
+        sampling=dialect.sampling,
+        seed=(dialect.seed * 1_000_003 + call["sample"]) % 2**31,
+    )
+    return Request(kind_of(dialect.style), endpoint, body, call["sample"], call)
 
 
 async def generate(
-    plan: pl.DataFrame,
+    plan: pl.LazyFrame,
     *,
     references: References,
     rules: ScreenRules,
@@ -136,41 +198,79 @@ async def generate(
     dialect: Dialect,
     channel: Channel,
     on_progress: Callable[[Progress], None],
+    given: pl.DataFrame | None = None,
 ) -> Generated:
     """Ask, read and judge in rounds until every cell is full or its calls are used up.
+
+    ``given``: judged rows that are there already. Those accepted are not asked for, and what
+    repeats one of them is rejected.
+
+    A reached budget ends it after the round in which it was reached: what was bought is judged
+    and returned, ``unasked`` says that it is not all.
 
     Raises:
         EndpointError: when every call fails alike.
         LedgerError: when answers cannot be kept.
+        BatchPending: when calls wait in a batch at the provider.
     """
-    done = Generated(pl.DataFrame(schema=candidate_schema(task)), {}, {}, 0, channel.tallies)
+    drawn, there = outline(plan), accepted(given)
+    missing = remaining(drawn, there)
+    done = Generated(pl.DataFrame(schema=candidate_schema(task)), there, tallies=channel.tallies)
     states: dict[str, CellState] = {}
-    judged: pl.DataFrame | None = None
-    wanted = int(plan.group_by("cell").agg(pl.col("wanted").first())["wanted"].sum())
-    parts: list[pl.DataFrame] = []
+    judged = given
+    wanted = int(drawn.group_by("cell").agg(pl.col("wanted").first())["wanted"].sum())
     answers = expected = 0
-    while True:
-        calls = next_round(plan, states, first_yield=FIRST_YIELD[dialect.style])
+    while not done.unasked:
+        calls = next_round(missing, states, first_yield=FIRST_YIELD[dialect.style])
         if calls.is_empty():
             break
         expected += calls.height
-        rows: list[dict[str, Any]] = []
-        async for answer, call in _answers(calls, task, dialect, channel):
-            rows.extend(read_rows(answer, call, task, dialect, number=done.rounds))
-            answers += 1
-            on_progress(_progress(done, wanted, answers, expected))
-        batch = pl.DataFrame(rows, schema=candidate_schema(task))
-        verdicts = judge(batch, references, rules, task, earlier=judged)
+        batch = _Rows(candidate_schema(task))
+        stream = channel.answers(
+            partial(requests_of, plan, calls, dialect, channel.known.identity, task)
+        )
+        async with aclosing(stream):
+            async for answer in stream:
+                if answer.error is ErrorKind.BUDGET:
+                    done.unasked += 1
+                else:
+                    batch.add(read_rows(answer, answer.request.tag, task, dialect, done.rounds))
+                answers += 1
+                on_progress(_progress(done, wanted, answers, expected))
+        verdicts = judge(batch.frame(), references, rules, task, earlier=judged)
         judged = verdicts if judged is None else pl.concat([judged, verdicts])
-        parts.append(verdicts.select(list(candidate_schema(task))))
         done.accepted = accepted(judged)
-        done.rejects = _reasons(judged)
+        done.rejects = _reasons(judged.filter(~is_imported()))
         done.rounds += 1
-        states = update(states, calls, done.accepted)
+        made = {cell: count - there.get(cell, 0) for cell, count in done.accepted.items()}
+        states = update(states, calls, made)
         on_progress(_progress(done, wanted, answers, expected))
-    if parts:
-        done.candidates = pl.concat(parts)
+    if judged is not None:
+        done.candidates = judged.filter(~is_imported()).select(list(candidate_schema(task)))
+    done.shortfall = shortfall(drawn, judged)
     return done
+
+
+class _Rows:
+    """Rows gathered as columns, a slab at a time: Python objects are many times their size."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._schema = schema
+        self._loose: list[dict[str, Any]] = []
+        self._slabs: list[pl.DataFrame] = []
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self._loose += rows
+        if len(self._loose) >= SLAB_ROWS:
+            self._pack()
+
+    def frame(self) -> pl.DataFrame:
+        self._pack()
+        return pl.concat(self._slabs)
+
+    def _pack(self) -> None:
+        self._slabs.append(pl.DataFrame(self._loose, schema=self._schema))
+        self._loose = []
 
 
 def _progress(done: Generated, wanted: int, answers: int, expected: int) -> Progress:
@@ -180,32 +280,13 @@ def _progress(done: Generated, wanted: int, answers: int, expected: int) -> Prog
     )
 
 
-async def _answers(
-    calls: pl.DataFrame, task: Task, dialect: Dialect, channel: Channel
-) -> AsyncIterator[tuple[Answer, dict[str, Any]]]:
-    identity = channel.endpoint(False).identity
-    asked = {r.request_id: (r, call) for r, call in requests_of(calls, dialect, identity, task)}
-    held = await channel.ledger.get_many(list(asked))
-    stream = ask(
-        (request for request, _ in asked.values()),
-        endpoint=channel.endpoint(len(held) < len(asked)),
-        ledger=channel.ledger,
-        limits=channel.limits,
-        dataset=channel.dataset,
-        prices=channel.prices,
-        tallies=channel.tallies,
-    )
-    async with aclosing(stream) as answers:
-        async for answer in answers:
-            yield answer, asked[answer.request_id][1]
-
-
 def read_rows(
-    answer: Answer, call: Mapping[str, Any], task: Task, dialect: Dialect, *, number: int
+    answer: Answer, call: Mapping[str, Any], task: Task, dialect: Dialect, number: int
 ) -> list[dict[str, Any]]:
     """One answer -> candidate rows; what cannot be read is a row with a problem and the raw text.
 
-    Whole rows of an answer that was cut short are kept, the cut one never is.
+    Whole rows of an answer that was cut short are kept, the cut one never is. ``number`` is the
+    round's.
     """
     shared = {
         "round": number,
@@ -227,6 +308,8 @@ def read_rows(
                 rows.append({**shared, **payload})
         if not complete and not problem:
             problem, detail = "malformed", "the answer is not the list that was asked for"
+        elif not items and not problem:
+            problem, detail = "no_rows", "the answer is an empty list"
     if problem and (answer.error is not ErrorKind.LENGTH or not rows):
         raw = _raw(answer.text or answer.raw.decode("utf-8", "backslashreplace"))
         rows.append({**shared, "problem": problem, "problem_detail": detail, "raw": raw})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from synth_assets.run import RunSummary
 
 LINE_EVERY_S = 15.0
+SHOWN_REASONS = 3
 COUNTS = ("calls_made", "calls_replayed", "calls_failed", "prompt_tokens", "completion_tokens")
 
 
@@ -60,19 +63,21 @@ class Progress:
     def report(self, stage: str, numbers: dict[str, Any]) -> None:
         """Numbers of a stage so far (``answers``, ``rows_accepted``, ``COUNTS``, ...)."""
         self._numbers = numbers
-        answers, expected = numbers.get("answers", 0), numbers.get("answers_expected", 0)
-        text = (
-            f"{stage}: {answers} of {expected} answers, "
-            f"{numbers.get('rows_accepted', 0)} of {numbers.get('rows_wanted', 0)} rows accepted "
-            f"after {numbers.get('rounds_judged', 0)} rounds"
-        )
-        self._bar.update(
-            self._task, completed=answers, total=expected, description=text, visible=True
-        )
         now = time.monotonic()
-        if not self._live and now >= self._next_line:
+        if self._live:
+            self._bar.update(
+                self._task,
+                completed=numbers.get("answers", 0),
+                total=numbers.get("answers_expected", 0),
+                description=f"{stage}: {progress_text(numbers)}",
+                visible=True,
+            )
+        elif now >= self._next_line:
             self._next_line = now + LINE_EVERY_S
-            self.line(text)
+            self.line(
+                f"{stage}: {numbers.get('answers', 0):,} of "
+                f"{numbers.get('answers_expected', 0):,} answers, {progress_text(numbers)}"
+            )
 
     def as_dict(self, summary: RunSummary) -> dict[str, Any]:
         """The one JSON line of ``synth run --json``."""
@@ -107,3 +112,25 @@ class Progress:
             f"{found['calls']['made']} calls made, {found['calls']['replayed']} replayed, "
             f"{found['tokens']['completion']:,} tokens written{cost}, {summary.seconds:.1f} s"
         )
+
+
+def progress_text(numbers: Mapping[str, Any]) -> str:
+    """Rows, rejects, tokens, money, pace and time left, as far as they are known."""
+    rejects = dict(numbers.get("rejects_by_reason") or {})
+    most = ", ".join(
+        f"{reason} {count:,}" for reason, count in list(rejects.items())[:SHOWN_REASONS]
+    )
+    tokens = numbers.get("prompt_tokens", 0) + numbers.get("completion_tokens", 0)
+    parts = [
+        f"{numbers.get('rows_accepted', 0):,} of {numbers.get('rows_wanted', 0):,} rows accepted",
+        f"{sum(rejects.values()):,} rejected ({most})" if rejects else "",
+        f"{numbers['calls_replayed']:,} replayed" if numbers.get("calls_replayed") else "",
+        f"{numbers['calls_failed']:,} failed" if numbers.get("calls_failed") else "",
+        f"{tokens:,} tokens" if tokens else "",
+        f"{numbers['cost_usd']:.4f} USD" if numbers.get("cost_usd") is not None else "",
+        f"{numbers['answers_per_s']:,.1f} answers/s" if numbers.get("answers_per_s") else "",
+        f"{timedelta(seconds=round(numbers['seconds_left']))} left"
+        if numbers.get("seconds_left")
+        else "",
+    ]
+    return ", ".join(part for part in parts if part)

@@ -13,12 +13,11 @@ from synth_assets.llm.budget import Budget, Caps, Prices
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.engine import ask
 from synth_assets.llm.errors import ErrorKind
-from synth_assets.llm.feed import Feed
 from synth_assets.llm.formats import build_body, items_of, kind_of, output_mode
 from synth_assets.llm.identity import Request
 from synth_assets.llm.ledger import Ledger
 from synth_assets.llm.rows import LedgerError, Spent
-from synth_assets.llm.scheduler import Limits, interleaved
+from synth_assets.llm.scheduler import Limits
 from synth_assets.llm.sync import run_sync
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "Endpoint",
     "ErrorKind",
     "Event",
-    "Feed",
     "Ledger",
     "LedgerError",
     "Limits",
@@ -38,7 +36,6 @@ __all__ = [
     "Tallies",
     "ask",
     "build_body",
-    "interleaved",
     "items_of",
     "kind_of",
     "output_mode",

@@ -17,7 +17,9 @@ from synth_assets.llm.client import Client
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.errors import CallFailed, ErrorKind, Failure, not_an_answer
 from synth_assets.llm.identity import Request
+from synth_assets.llm.ledger import Ledger
 from synth_assets.llm.outcomes import Bought, GaveUp
+from synth_assets.llm.rows import UnseenRow
 from synth_assets.llm.scheduler import Gate, Limits, Pacer, backoff_s
 
 log = logging.getLogger(__name__)
@@ -86,8 +88,9 @@ class Attempts:
     def __init__(
         self,
         *,
-        client: Client,
         endpoint: Endpoint,
+        ledger: Ledger,
+        dataset: str,
         limits: Limits,
         budget: Budget | None,
         tallies: Tallies,
@@ -97,8 +100,10 @@ class Attempts:
         self.breaker = Breaker()
         self.in_flight: set[asyncio.Task[None]] = set()
         self.stopping = False
-        self._client = client
+        self._client: Client | None = None
         self._endpoint = endpoint
+        self._ledger = ledger
+        self._dataset = dataset
         self._limits = limits
         self._budget = budget
         self._tallies = tallies
@@ -109,6 +114,10 @@ class Attempts:
         self._last_success = self._began
         # Jitter only: no answer depends on it.
         self._rng = random.Random()  # noqa: S311
+
+    def use(self, client: Client, endpoint: Endpoint) -> None:
+        """Asks there from now on; before, nothing can be asked."""
+        self._client, self._endpoint = client, endpoint
 
     @property
     def most_open(self) -> int:
@@ -147,22 +156,27 @@ class Attempts:
         succeed; CancelledError on a stop.
         """
         began = time.time()
-        attempts = failures = throttles = 0
+        attempts = failures = throttles = malformed = 0
         inside = True
         try:
             while True:
                 attempts += 1
+                self._mark(request, reservation)
                 outcome = await self._attempt(request, payload)
                 self.gate.leave()
                 inside = False
                 if isinstance(outcome, Bought):
                     self._settle(reservation, outcome.parts)
                     return replace(outcome, attempts=attempts, started_at=began)
-                self._book(reservation, outcome)
+                await self._book(request, reservation, outcome)
                 throttled = outcome.kind is ErrorKind.THROTTLED
                 throttles += throttled
                 failures += not throttled
-                wait = self._wait_s(outcome, failures=failures, throttles=throttles)
+                malformed += outcome.kind is ErrorKind.MALFORMED
+                given_up = malformed >= MALFORMED_TRIES
+                wait = self._wait_s(
+                    outcome, failures=failures, throttles=throttles, given_up=given_up
+                )
                 if wait is None or self.stopping:
                     if self.stopping and outcome.kind is not ErrorKind.PERMANENT:
                         raise asyncio.CancelledError
@@ -182,11 +196,14 @@ class Attempts:
             if self._budget is not None and reservation.open:
                 # Cancelled: in the middle of a call it may be billed, between calls it is not.
                 if inside:
-                    self._budget.settle(reservation, None)
+                    await self._spent_unseen(request, reservation, "stopped")
                 else:
                     self._budget.refund(reservation)
 
     async def _attempt(self, request: Request, payload: bytes) -> Bought | Failure:
+        client = self._client
+        if client is None:
+            raise RuntimeError("asked before there is a client")
         expected = self._expected_tokens(request, payload)
         await self._requests.enter()
         await self._tokens.enter(expected)
@@ -197,7 +214,7 @@ class Attempts:
         if task is not None:
             self.in_flight.add(task)
         try:
-            reply = await self._client.call(request.kind, payload)
+            reply = await client.call(request.kind, payload)
         except CallFailed as failed:
             self._left_flight(task)
             if failed.failure.status is not None:
@@ -220,7 +237,9 @@ class Attempts:
         if task is not None:
             self.in_flight.discard(task)
 
-    def _wait_s(self, failure: Failure, *, failures: int, throttles: int) -> float | None:
+    def _wait_s(
+        self, failure: Failure, *, failures: int, throttles: int, given_up: bool
+    ) -> float | None:
         """Seconds until the next attempt; None to give up. Raises EndpointError."""
         if failure.congested:
             self.gate.congested()
@@ -228,8 +247,6 @@ class Attempts:
         patience = self._limits.patience_s
         now = time.monotonic()
         most = 1 if failure.kind is ErrorKind.PERMANENT else self._limits.max_attempts
-        if failure.kind is ErrorKind.MALFORMED:
-            most = min(most, MALFORMED_TRIES)
         if (asked or 0.0) > patience or now - self._last_success > patience:
             raise unusable(self._endpoint, failure, why="did not answer for too long")
         if failure.unreached and not self.breaker.reached:
@@ -240,7 +257,7 @@ class Attempts:
             self.gate.pause_until(now + asked)
         if failure.kind is ErrorKind.THROTTLED:
             return asked if asked is not None else backoff_s(throttles, rng=self._rng)
-        if failures >= most:
+        if failures >= most or given_up:
             if self.breaker.hopeless(failure):
                 raise unusable(self._endpoint, failure)
             return None
@@ -257,10 +274,28 @@ class Attempts:
         usd = prices.cost(prompt, completion) if prices else 0.0
         self._budget.settle(reservation, Cost(1, prompt + completion, usd))
 
-    def _book(self, reservation: Reservation, failure: Failure) -> None:
+    def _mark(self, request: Request, reservation: Reservation) -> None:
+        """Under a budget a kill must not hide a call: what it may cost is known before it goes."""
+        if self._budget is not None:
+            worst = reservation.worst
+            self._ledger.mark_asked(
+                request.request_id, dataset=self._dataset, tokens=worst.tokens, usd=worst.usd
+            )
+
+    async def _book(self, request: Request, reservation: Reservation, failure: Failure) -> None:
         """A failed attempt that may have been billed stays spent; its retry reserves anew."""
         if self._budget is not None and failure.may_be_billed:
-            self._budget.settle(reservation, None)
+            await self._spent_unseen(request, reservation, failure.code or failure.kind.value)
+
+    async def _spent_unseen(self, request: Request, reservation: Reservation, reason: str) -> None:
+        """Nobody saw an answer, somebody may be billed: spent in full, in later runs as well."""
+        if self._budget is None:
+            return
+        self._budget.settle(reservation, None)
+        worst = reservation.worst
+        await self._ledger.put_unseen(
+            UnseenRow(request.request_id, self._dataset, worst.tokens, worst.usd, reason)
+        )
 
     def _report(self, request: Request, failure: Failure) -> None:
         if failure.kind is ErrorKind.THROTTLED:

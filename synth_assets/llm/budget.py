@@ -1,7 +1,8 @@
 """Never more than was allowed: reserve the worst case before a call, settle after it.
 
 The worst case of a call: every byte of the request a token (byte-level tokenizers never make
-more), room for the chat template, and the completion limit of the body. What was reserved and
+more), room for the chat template, and the completion limit of the body, at the highest price that
+a call of that size can meet. What was reserved and
 not used comes back when the call ends. A call that timed out may have been billed without our
 seeing it, so it stays spent in full.
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -29,24 +30,64 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """US dollars per million tokens, as they are when the call is made."""
+class PriceTier:
+    """Other prices for all tokens of a call whose prompt is longer than ``above_prompt_tokens``."""
 
+    above_prompt_tokens: int
     input_per_million: float
     output_per_million: float
 
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """US dollars per million tokens, as they are when the call is made.
+
+    ``source``: where they come from ("declared", "genai-prices 0.2.3"). ``discount`` is a factor on
+    the whole: 1.0 live, 0.5 in most batch offers. ``per_call`` is US dollars for each call, beside
+    its tokens. Tokens read from a provider's prompt cache are counted at the full price, so a cost
+    is an upper bound there. Raises SynthError for a negative price.
+    """
+
+    input_per_million: float
+    output_per_million: float
+    source: str = "declared"
+    discount: float = 1.0
+    tiers: tuple[PriceTier, ...] = ()
+    per_call: float = 0.0
+
     def __post_init__(self) -> None:
-        if min(self.input_per_million, self.output_per_million) < 0:
+        numbers = [self.input_per_million, self.output_per_million, self.discount, self.per_call]
+        numbers += [tier.input_per_million for tier in self.tiers]
+        numbers += [tier.output_per_million for tier in self.tiers]
+        if not all(number >= 0 for number in numbers):
             raise SynthError(f"a price cannot be negative: {self}", where="prices")
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """US dollars."""
-        return (
-            prompt_tokens * self.input_per_million + completion_tokens * self.output_per_million
-        ) / 1e6
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """US dollars of one call, in the tier that its prompt falls into."""
+        rates = (self.input_per_million, self.output_per_million)
+        for tier in self.tiers:
+            if prompt_tokens > tier.above_prompt_tokens:
+                rates = (tier.input_per_million, tier.output_per_million)
+        return self._usd(prompt_tokens, completion_tokens, *rates)
+
+    def worst_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The most US dollars that one call can cost with at most so many tokens of each kind."""
+        reached = [tier for tier in self.tiers if prompt_tokens > tier.above_prompt_tokens]
+        dearest_in = max([self.input_per_million, *(tier.input_per_million for tier in reached)])
+        dearest_out = max([self.output_per_million, *(tier.output_per_million for tier in reached)])
+        return self._usd(prompt_tokens, completion_tokens, dearest_in, dearest_out)
+
+    def discounted(self, factor: float) -> Prices:
+        """The same prices times ``factor``, on top of any discount they have."""
+        return replace(self, discount=self.discount * factor)
 
     def as_json(self) -> str:
+        """All of it, so that a stored row tells its price and where it came from."""
         return orjson.dumps(self).decode()
+
+    def _usd(self, prompt: float, completion: float, rate_in: float, rate_out: float) -> float:
+        tokens = (prompt * rate_in + completion * rate_out) / 1e6
+        return (tokens + self.per_call) * self.discount
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +160,7 @@ class Budget:
                 fix="set max_tokens (or max_completion_tokens)",
             )
         prompt = len(payload) + TEMPLATE_TOKENS
-        usd = self.prices.cost(prompt, most) if self.prices else 0.0
+        usd = self.prices.worst_cost(prompt, most) if self.prices else 0.0
         return Cost(1, prompt + most, usd)
 
     async def reserve(self, worst: Cost) -> Reservation | None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from synth_assets.errors import EndpointError, shown
+from synth_assets.llm import scrub
 
 DEFAULT_BASE_URL_ENV = "OPENAI_BASE_URL"
 DEFAULT_API_KEY_ENV = "OPENAI_API_KEY"
@@ -68,7 +69,7 @@ class Endpoint:
                 f" and {api_key_env}=<its key>, or use the embedded model",
             )
         key = env.get(api_key_env, "").strip()
-        if not key and urlsplit(base_url).hostname not in _LOOPBACK:
+        if not key and not is_loopback(base_url):
             raise EndpointError(
                 f"{api_key_env} is not set, and {host_of(base_url)} is not this machine",
                 fix=f"export {api_key_env}=<the key of that endpoint>",
@@ -89,23 +90,24 @@ class Endpoint:
 
     @property
     def on_this_machine(self) -> bool:
-        return urlsplit(self.base_url).hostname in _LOOPBACK
+        return is_loopback(self.base_url)
 
     def scrubbed(self, text: str) -> str:
         """The text without the key, whatever a server echoed into it."""
-        secrets = (self.api_key.get_secret_value(), *self.headers.values())
-        for secret in secrets:
-            if len(secret) >= 4 and secret != NO_KEY:
-                text = text.replace(secret, "***")
-        return text
+        return scrub.without(text, self._secrets())
 
     def scrubbed_bytes(self, body: bytes) -> bytes:
         """A raw body without the key; bodies of good answers never hold it and stay verbatim."""
-        secrets = (self.api_key.get_secret_value(), *self.headers.values())
-        for secret in secrets:
-            if len(secret) >= 4 and secret != NO_KEY:
-                body = body.replace(secret.encode(), b"***")
-        return body
+        return scrub.without_bytes(body, self._secrets())
+
+    def _secrets(self) -> list[str]:
+        key = self.api_key.get_secret_value()
+        return [secret for secret in (key, *self.headers.values()) if secret != NO_KEY]
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the address is on this machine."""
+    return urlsplit(url).hostname in _LOOPBACK
 
 
 def host_of(url: str) -> str:

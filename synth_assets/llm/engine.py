@@ -29,7 +29,6 @@ from synth_assets.llm.budget import Budget, Prices, Reservation
 from synth_assets.llm.client import Client
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.errors import ErrorKind
-from synth_assets.llm.feed import Feed
 from synth_assets.llm.identity import Request
 from synth_assets.llm.ledger import Ledger
 from synth_assets.llm.outcomes import (
@@ -49,10 +48,11 @@ MOST_POLL_S = 1.0
 
 
 async def ask(
-    requests: Iterable[Request] | Feed,
+    requests: Iterable[Request],
     *,
     endpoint: Endpoint,
     ledger: Ledger,
+    connect: Callable[[], Endpoint] | None = None,
     limits: Limits | None = None,
     dataset: str = "",
     prices: Prices | None = None,
@@ -63,8 +63,10 @@ async def ask(
 ) -> AsyncGenerator[Answer, None]:
     """Yields one Answer per request, in the order they complete, each durable before it is seen.
 
-    ``requests`` is read lazily. ``dataset`` labels what is bought. ``prices`` put a cost on each
-    call (those of the budget by default). ``stop``: when set, calls in flight get
+    ``requests`` is read lazily. With ``connect``, ``endpoint`` only says whose answers are wanted;
+    where to ask is what ``connect`` returns (in a worker thread, once, when there is something to
+    ask), so that a replay needs no server. ``dataset`` labels what is bought. ``prices`` put a cost
+    on each call (those of the budget by default). ``stop``: when set, calls in flight get
     ``limits.grace_s`` to answer, then the stream ends; so it does, without yielding, when the
     generator is closed or cancelled. Reaching the budget ends calls, not replays: the rest of the
     stream comes back with ``ErrorKind.BUDGET`` where the ledger has no answer.
@@ -74,6 +76,7 @@ async def ask(
     run = _Run(
         requests,
         endpoint=endpoint,
+        connect=connect,
         ledger=ledger,
         limits=limits or Limits(),
         dataset=dataset,
@@ -95,9 +98,10 @@ class _Run:
 
     def __init__(
         self,
-        requests: Iterable[Request] | Feed,
+        requests: Iterable[Request],
         *,
         endpoint: Endpoint,
+        connect: Callable[[], Endpoint] | None,
         ledger: Ledger,
         limits: Limits,
         dataset: str,
@@ -116,16 +120,12 @@ class _Run:
         self._on_event = on_event
         self._tallies = tallies
         self._window = max(2 * LOOKUP, 4 * limits.concurrency)
-        self._client = Client(
-            endpoint,
-            timeout_s=limits.timeout_s,
-            connect_timeout_s=limits.connect_timeout_s,
-            connections=limits.concurrency,
-        )
-        self._client_open = False
+        self._connect = connect
+        self._client: Client | None = None
         self._attempts = Attempts(
-            client=self._client,
             endpoint=endpoint,
+            ledger=ledger,
+            dataset=dataset,
             limits=limits,
             budget=budget,
             tallies=tallies,
@@ -201,7 +201,7 @@ class _Run:
             with suppress(Exception):
                 await self._ledger.release(self._claimed)
             self._claimed.clear()
-        if self._client_open:
+        if self._client is not None:
             await self._client.__aexit__(None, None, None)
         self._ended = True
         self._stirred.set()
@@ -230,17 +230,12 @@ class _Run:
     # -- reading and looking up ----------------------------------------------------------------
 
     async def _read(self) -> None:
-        source = self._requests
-        stream = iter(()) if isinstance(source, Feed) else iter(source)
+        stream = iter(self._requests)
         while True:
             while (free := self._window - self._outstanding) <= 0:
                 self._space.clear()
                 await self._space.wait()
-            size = min(LOOKUP, free)
-            if isinstance(source, Feed):
-                chunk = await source.take(size)
-            else:
-                chunk = list(islice(stream, size))
+            chunk = list(islice(stream, min(LOOKUP, free)))
             if not chunk:
                 break
             await self._look_up(chunk)
@@ -345,9 +340,8 @@ class _Run:
         while True:
             request = await self._granted.get()
             self._more.set()
-            if not self._client_open:
-                await self._client.__aenter__()
-                self._client_open = True
+            if self._client is None:
+                await self._open_client()
             while len(self._calls) >= self._attempts.most_open:
                 self._less.clear()
                 await self._less.wait()
@@ -362,6 +356,21 @@ class _Run:
             self._calls.add(task)
             task.add_done_callback(self._failed)
             task.add_done_callback(partial(self._refund, reservation))
+
+    async def _open_client(self) -> None:
+        endpoint = self._endpoint
+        if self._connect is not None:
+            endpoint = await asyncio.to_thread(self._connect)
+            if endpoint.identity != self._endpoint.identity:
+                raise ValueError(f"connected to {endpoint.identity!r}: another's answers")
+        client = Client(
+            endpoint,
+            timeout_s=self._limits.timeout_s,
+            connect_timeout_s=self._limits.connect_timeout_s,
+            connections=self._limits.concurrency,
+        )
+        self._client = await client.__aenter__()
+        self._attempts.use(client, endpoint)
 
     async def _one(self, request: Request, payload: bytes, reservation: Reservation) -> None:
         outcome = await self._attempts.asked(request, payload, reservation)

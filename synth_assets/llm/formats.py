@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, get_args
 
 import orjson
@@ -122,6 +122,7 @@ async def output_mode(
     *,
     endpoint: Endpoint,
     ledger: Ledger,
+    connect: Callable[[], Endpoint] | None = None,
     wanted: Wanted = "auto",
     sampling: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
@@ -155,6 +156,7 @@ async def output_mode(
         stream = ask(
             [probe],
             endpoint=endpoint,
+            connect=connect,
             ledger=ledger,
             limits=limits,
             dataset=dataset,

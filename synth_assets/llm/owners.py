@@ -6,7 +6,9 @@ import contextlib
 import os
 import secrets
 import socket
+from functools import cache
 from pathlib import Path
+from uuid import getnode
 
 import psutil
 
@@ -30,12 +32,33 @@ def is_gone(owner: Owner, *, heartbeat_at: float, now: float, lease_s: float) ->
     return owner.host == _host() and _born(owner.pid) != owner.born
 
 
+def process_name() -> str:
+    """A name for this process that no other has, on any machine, for ``has_ended``."""
+    pid = os.getpid()
+    return f"{pid} {_born(pid)} {_host()}"
+
+
+def has_ended(name: str) -> bool:
+    """Whether the process of that name ran here and is gone; of one elsewhere nothing is known."""
+    pid, _, rest = name.partition(" ")
+    born, _, host = rest.partition(" ")
+    return host == _host() and pid.isdigit() and _born(int(pid)) not in (born, "")
+
+
+@cache
 def _host() -> str:
-    """Host name and process-id namespace: two containers may share a name but not their ids."""
+    """What process ids are unique within: host name, running kernel, process-id namespace.
+
+    Two machines may share a name, and two containers a machine; neither share their ids.
+    """
     namespace = ""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        kernel = f"{getnode():012x}"
     with contextlib.suppress(OSError):
         namespace = str(Path("/proc/self/ns/pid").readlink())
-    return f"{socket.gethostname()} {namespace}".strip()
+    return f"{socket.gethostname()} {kernel} {namespace}".strip()
 
 
 def _born(pid: int) -> str | None:

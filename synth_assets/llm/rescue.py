@@ -22,7 +22,7 @@ from synth_assets.llm.rows import StoredAnswer
 
 log = logging.getLogger(__name__)
 
-TABLES = ("calls", "failures", "capabilities")
+TABLES = ("calls", "failures", "capabilities", "unseen", "pruned", "batches", "batch_requests")
 _SUFFIXES = ("", "-wal", "-shm")
 _PAGE_OF_ROWS = 500
 _LAST_ROWID = 2**62

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from synth_assets.errors import SynthError
 
@@ -14,6 +14,15 @@ OK = "ok"
 
 class LedgerError(SynthError):
     """The ledger cannot be opened or written: nothing may be asked without it."""
+
+
+class NoLedger(LedgerError):
+    """There is nothing to look at yet."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(
+            "there is no ledger yet", where=place, fix="it is made by the first: synth run DATASET"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,30 @@ class FailureRow:
 
 
 @dataclass(frozen=True, slots=True)
+class UnseenRow:
+    """An attempt that may have been billed and whose answer was never seen, at its worst case.
+
+    ``tokens`` and ``usd`` are null where there was no such limit to reckon with.
+    """
+
+    request_id: str
+    dataset: str
+    tokens: int | None
+    usd: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a claimed request may cost now that it is on its way; no dataset: nothing any more."""
+
+    request_id: str
+    dataset: str | None
+    tokens: int | None
+    usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Owner:
     """A process (and ledger object) that holds claims. ``born`` tells reused process ids apart."""
 
@@ -112,15 +145,39 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Everything one transaction writes; claims are decided last, so they see the calls."""
+class Committed:
+    """What a budget must count: paid, possibly paid, and promised to open batches.
 
+    Tokens of both kinds together, US dollars. A call that reported neither counts as a call only.
+    """
+
+    calls: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+
+# One statement with ``?`` marks and its parameters.
+Statement = tuple[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Everything one transaction writes; claims are decided last, so they see the rest.
+
+    ``owner`` beats with it, and must be there for ``claims`` and ``marks``. ``sweep`` looks for
+    owners that are gone.
+    """
+
+    marks: Sequence[Mark] = ()
     calls: Sequence[CallRow] = ()
     failures: Sequence[FailureRow] = ()
+    unseen: Sequence[UnseenRow] = ()
     releases: Sequence[str] = ()
     capabilities: Sequence[tuple[str, str, str]] = ()
+    statements: Sequence[Statement] = ()
     claims: Sequence[str] = ()
     owner: Owner | None = None
+    sweep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +186,13 @@ class Written:
 
     kept: Sequence[bool]
     claims: Claims
+
+
+def storable(text: str) -> str:
+    """``text`` as any database keeps it: what is no character, and NUL, as an escape."""
+    if text.isascii():
+        return text.replace("\0", "\\x00") if "\0" in text else text
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def checksum(

@@ -6,9 +6,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Final, TypeVar
 
 from synth_assets.errors import SynthError
@@ -152,17 +150,3 @@ def backoff_s(failures: int, *, rng: random.Random) -> float:
     and jitter", 2015), which spreads a crowd of retries best.
     """
     return rng.uniform(0.0, min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(failures, 10)))
-
-
-def interleaved(streams: Iterable[Iterable[T]]) -> Iterator[T]:
-    """Takes turns between streams until all are empty: no label waits for the one before it."""
-    waiting = [iter(stream) for stream in streams]
-    turns = cycle(waiting)
-    alive = len(waiting)
-    while alive:
-        try:
-            for stream in turns:
-                yield next(stream)
-        except StopIteration:
-            alive -= 1
-            turns = cycle(islice(turns, alive))
