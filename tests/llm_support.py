@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from synth_assets.llm import Answer, Endpoint, Feed, Ledger, Limits, Request, Tallies, ask, run_sync
+from synth_assets.llm import Answer, Endpoint, Ledger, Limits, Request, Tallies, ask, run_sync
 from tests.openai_server import ServerState
 
 FAST = Limits(concurrency=16, timeout_s=5.0)
@@ -33,7 +33,7 @@ def requests(count: int, **body: Any) -> list[Request]:
 
 
 def answers_of(
-    asked: Iterable[Request] | Feed,
+    asked: Iterable[Request],
     *,
     endpoint: Endpoint,
     path: Path,

@@ -21,7 +21,7 @@ def test_mixed_faults_cost_no_row_and_no_answer_twice(
 ) -> None:
     tickets.attributes["generate"] |= {
         "target": {"per_label": 667},
-        "rows_per_call": 10,
+        "rows_per_call": 5,
         "concurrency": 32,
     }
     tickets.edit("validate.near_duplicate", 1.0)

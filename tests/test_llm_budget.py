@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from synth_assets.errors import UsageError
 from synth_assets.llm import Budget, Caps, ErrorKind, Ledger, Limits, Prices, Spent, Tallies
-from synth_assets.llm.budget import Cost, completion_limit
+from synth_assets.llm.budget import Cost, PriceTier, completion_limit
 from tests.llm_support import answers_of, endpoint_of, request, requests, run
 from tests.openai_server import FaultAction, running_server
 
@@ -168,3 +168,13 @@ def test_the_completion_limit_counts_every_choice() -> None:
     assert completion_limit({"max_tokens": 10, "n": 3}) == 30
     assert completion_limit({"max_completion_tokens": 7}) == 7
     assert completion_limit({}) is None
+
+
+def test_the_worst_case_is_priced_at_the_dearest_tier_that_a_call_can_reach() -> None:
+    tiers = (PriceTier(300, 2.0, 8.0), PriceTier(100_000, 50.0, 50.0))
+    prices = Prices(1.0, 4.0, tiers=tiers, discount=0.5)
+    budget = Budget(Caps(usd=1.0), prices=prices)
+    worst = budget.worst_case({"max_tokens": 100}, b"x" * 100)
+    # 100 bytes and the room for a template: 356 tokens, which is above 300.
+    assert worst.tokens == 356 + 100
+    assert worst.usd == pytest.approx((356 * 2.0 + 100 * 8.0) / 1e6 * 0.5)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from synth_assets.llm import (
     Endpoint,
     ErrorKind,
     Event,
-    Feed,
     Ledger,
     Limits,
     Prices,
@@ -347,24 +347,6 @@ def test_a_long_stream_is_read_only_as_far_as_the_consumer_goes(tmp_path: Path) 
     assert read < 2_000
 
 
-def test_a_feed_takes_refills_while_it_is_asked(tmp_path: Path) -> None:
-    async def refill(endpoint: Endpoint) -> list[str]:
-        feed = Feed([request(0)])
-        seen = []
-        with Ledger.open(tmp_path / "l") as ledger:
-            async for answer in ask(feed, endpoint=endpoint, ledger=ledger):
-                seen.append(answer.request_id)
-                if len(seen) < 5:
-                    feed.put(request(len(seen)))
-                else:
-                    feed.close()
-        return seen
-
-    with running_server() as server:
-        seen = run(refill(endpoint_of(server)))
-    assert seen == [request(number).request_id for number in range(5)]
-
-
 def test_an_error_of_the_stream_itself_is_passed_on(tmp_path: Path) -> None:
     def broken() -> Iterator[Request]:
         yield request(1)
@@ -514,3 +496,69 @@ def test_a_planted_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert key not in told
     for path in tmp_path.iterdir():
         assert key.encode() not in path.read_bytes(), path
+
+
+# --- reaching the endpoint ------------------------------------------------------------------------
+
+
+def test_the_server_is_reached_for_once_when_there_is_something_to_ask(tmp_path: Path) -> None:
+    path = tmp_path / "l"
+    reached: list[int] = []
+    with running_server() as server:
+        there = endpoint_of(server)
+        known = replace(there, base_url="http://127.0.0.1:9/v1")
+
+        def connect() -> Endpoint:
+            reached.append(1)
+            return there
+
+        first = answers_of(requests(20), endpoint=known, path=path, connect=connect)
+        again = answers_of(requests(20), endpoint=known, path=path, connect=connect)
+    assert all(answer.ok for answer in [*first, *again])
+    assert reached == [1], "a replay needs no server"
+
+
+def test_an_endpoint_that_cannot_be_reached_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+    def connect() -> Endpoint:
+        raise EndpointError("the model file is gone", fix="fetch it")
+
+    with running_server() as server, pytest.raises(EndpointError, match="the model file is gone"):
+        answers_of(requests(3), endpoint=endpoint_of(server), path=tmp_path / "l", connect=connect)
+
+
+def test_answers_of_another_endpoint_are_not_kept_under_this_ones_name(tmp_path: Path) -> None:
+    with running_server() as server:
+        other = replace(endpoint_of(server), identity="another server")
+        with pytest.raises(ValueError, match="another"):
+            answers_of(
+                requests(3),
+                endpoint=endpoint_of(server),
+                path=tmp_path / "l",
+                connect=lambda: other,
+            )
+
+
+def test_a_long_stream_is_read_no_further_ahead_than_a_window(tmp_path: Path) -> None:
+    limits = Limits(concurrency=8)
+    drawn = 0
+
+    def stream() -> Iterator[Request]:
+        nonlocal drawn
+        for one in range(6_000):
+            drawn += 1
+            yield request(one % 50, sample=one)
+
+    async def slow() -> int:
+        most = seen = 0
+        with Ledger.open(tmp_path / "l") as ledger:
+            asked = ask(stream(), endpoint=endpoint_of(server), ledger=ledger, limits=limits)
+            async with aclosing(asked) as answers:
+                async for _ in answers:
+                    seen += 1
+                    most = max(most, drawn - seen)
+                    if seen == 600:
+                        break
+        return most
+
+    with running_server() as server:
+        assert run_sync(slow()) <= 2_048

@@ -175,7 +175,9 @@ def test_the_id_is_stable_across_versions_of_the_program() -> None:
     assert Request("chat", "http://host/v1", body).request_id.startswith(known)
 
 
-@pytest.mark.parametrize("leaf", ["\ud800", 2**70, {1: 2}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "leaf", ["\ud800", 2**70, {1: 2}, object()], ids=["surrogate", "huge", "member", "object"]
+)
 def test_what_is_no_json_is_refused(leaf: Any) -> None:
     with pytest.raises(ValueError, match="plain JSON"):
         id_of({"x": leaf})

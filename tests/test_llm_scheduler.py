@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synth_assets.errors import SynthError
-from synth_assets.llm.scheduler import BACKOFF_MOST_S, Gate, Limits, Pacer, backoff_s, interleaved
+from synth_assets.llm.scheduler import BACKOFF_MOST_S, Gate, Limits, Pacer, backoff_s
 from tests.llm_support import run
 
 
@@ -87,17 +87,6 @@ def test_backoff_is_bounded_and_jittered() -> None:
     assert min(waits) >= 0
     assert max(waits) <= BACKOFF_MOST_S
     assert len(set(waits)) > 350
-
-
-@given(st.lists(st.lists(st.integers(), max_size=5), max_size=5))
-def test_turns_lose_nothing_and_keep_each_order(streams: list[list[int]]) -> None:
-    tagged = [[(at, item) for item in stream] for at, stream in enumerate(streams)]
-    merged = list(interleaved(tagged))
-    assert [[pair for pair in merged if pair[0] == at] for at in range(len(streams))] == tagged
-
-
-def test_turns_are_taken() -> None:
-    assert list(interleaved(["aaa", "b", "cc"])) == list("abcaca")
 
 
 @pytest.mark.parametrize("bad", [{"concurrency": 0}, {"timeout_s": -1}, {"requests_per_min": 0}])

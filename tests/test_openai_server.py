@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import jsonschema
 import openai
 import orjson
 import pytest
+from pydantic import SecretStr
 
+from synth_assets.llm import Endpoint, Ledger, output_mode
 from tests.openai_server import FaultAction, RequestInfo, ServerState, running_server, schedule
 from tests.openai_server import grammar as rows_of
 
@@ -437,3 +440,119 @@ def test_it_runs_as_its_own_process_and_ends_on_sigterm(tmp_path: Path) -> None:
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+# -- forced tools, and faults that came later ----------------------------------------------------
+
+
+def by_tool(schema: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    function = {"name": "rows", "parameters": schema, "strict": True}
+    choice = {"type": "function", "function": {"name": "rows"}}
+    return {"tools": [{"type": "function", "function": function}], "tool_choice": choice} | changes
+
+
+@pytest.mark.parametrize(
+    ("choice", "finish"),
+    [({"type": "function", "function": {"name": "rows"}}, "stop"), ("required", "tool_calls")],
+)
+def test_a_forced_tool_is_called_with_arguments_that_fit(
+    server: ServerState, choice: Any, finish: str
+) -> None:
+    answer = chat(server, **by_tool(ROWS_SCHEMA, tool_choice=choice)).choices[0]
+    (call,) = answer.message.tool_calls
+    assert (answer.message.content, answer.finish_reason) == (None, finish)
+    assert (call.type, call.function.name) == ("function", "rows")
+    jsonschema.validate(json.loads(call.function.arguments), ROWS_SCHEMA)
+
+
+def test_a_tool_that_is_not_forced_is_not_called(server: ServerState) -> None:
+    message = chat(server, **by_tool(ROWS_SCHEMA, tool_choice="auto")).choices[0].message
+    assert message.content
+    assert message.tool_calls is None
+
+
+@pytest.mark.parametrize(
+    "fault", ["malformed", "length", "empty", "wrong_schema", "refusal", "content_filter"]
+)
+def test_content_faults_spoil_the_arguments_of_a_tool(fault: Any) -> None:
+    with running_server(fault=lambda _: FaultAction(fault)) as server:
+        message = chat(server, **by_tool(ROWS_SCHEMA)).choices[0].message
+        calls = message.tool_calls
+        if fault in ("refusal", "content_filter"):
+            assert calls is None
+            assert bool(message.refusal) == (fault == "refusal")
+        else:
+            with pytest.raises((ValueError, jsonschema.ValidationError)):
+                jsonschema.validate(json.loads(calls[0].function.arguments), ROWS_SCHEMA)
+
+
+def test_bad_bytes_reach_the_arguments_of_a_tool() -> None:
+    with running_server(fault=lambda _: FaultAction("invalid_utf8")) as server:
+        asked = {"model": "test-model", "messages": [{"role": "user", "content": PROMPT}]}
+        body = orjson.dumps(asked | by_tool(ROWS_SCHEMA))
+        _, raw = exchanged(server, "POST", "/v1/chat/completions", body)
+        with pytest.raises(UnicodeDecodeError):
+            raw.decode()
+
+
+@pytest.mark.parametrize(
+    ("cannot", "body", "named"),
+    [
+        ("structured", {"response_format": by_schema(ROWS_SCHEMA)}, "response_format"),
+        ("json_mode", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("tools", by_tool(ROWS_SCHEMA), "tools"),
+    ],
+)
+def test_every_way_to_ask_for_structure_can_be_refused(
+    cannot: str, body: dict[str, Any], named: str
+) -> None:
+    with running_server(**{cannot: False}) as server:
+        with pytest.raises(openai.BadRequestError) as caught:
+            chat(server, **body)
+        assert caught.value.param == named
+        assert chat(server).choices
+
+
+def test_retry_after_may_be_a_date() -> None:
+    hook = schedule(0, {"429_retry_after_date": 1.0}, retry_after="30")
+    with running_server(fault=hook) as server, pytest.raises(openai.RateLimitError) as caught:
+        chat(server)
+    when = parsedate_to_datetime(caught.value.response.headers["retry-after"]).timestamp()
+    assert 20 < when - time.time() <= 30
+
+
+def test_throttling_may_come_without_a_retry_after() -> None:
+    with running_server(fault=schedule(0, {"429": 1.0})) as server:
+        with pytest.raises(openai.RateLimitError) as caught:
+            chat(server)
+        assert "retry-after" not in caught.value.response.headers
+
+
+def test_one_answer_may_come_for_every_seed() -> None:
+    with running_server(fault=lambda _: FaultAction("same_answer")) as server:
+        texts = {chat(server, seed=seed).choices[0].message.content for seed in range(4)}
+        ids = {chat(server, seed=seed).id for seed in range(4)}
+    assert (len(texts), len(ids)) == (1, 4)
+
+
+def test_an_answer_may_be_billed_and_lost() -> None:
+    with running_server(fault=lambda _: FaultAction("lost_answer")) as server:
+        with pytest.raises(openai.APIConnectionError):
+            chat(server)
+        assert (server.stats()["lost"], server.stats()["answers"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("cannot", "mode"),
+    [(("structured", "json_mode"), "tool"), (("structured", "json_mode", "tools"), "list")],
+)
+def test_a_probe_goes_down_to_what_the_server_can(
+    tmp_path: Path, cannot: tuple[str, ...], mode: str
+) -> None:
+    async def found(server: ServerState) -> str:
+        endpoint = Endpoint(server.base_url, "test-model", SecretStr("test-key"))
+        with Ledger.open(tmp_path / "l") as ledger:
+            return await output_mode(endpoint=endpoint, ledger=ledger)
+
+    with running_server(**dict.fromkeys(cannot, False)) as server:
+        assert asyncio.run(found(server)) == mode

@@ -10,8 +10,9 @@ Answers are a pure function of the request body; see ``grammar``. Faults: see ``
 
 from __future__ import annotations
 
-from tests.openai_server.app import ServerState, identity_of, running_server
+from tests.openai_server.app import running_server
 from tests.openai_server.faults import FaultAction, FaultHook, RequestInfo, schedule
+from tests.openai_server.state import ServerState, identity_of
 
 __all__ = [
     "FaultAction",

@@ -10,8 +10,9 @@ import signal
 import tempfile
 from pathlib import Path
 
-from tests.openai_server.app import ServerState, serve
+from tests.openai_server.app import serve
 from tests.openai_server.faults import schedule
+from tests.openai_server.state import ServerState
 
 
 def main() -> None:
@@ -21,6 +22,10 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="a model it has; may be repeated")
     parser.add_argument("--api-key", default="test-key", help="'' accepts any key")
     parser.add_argument("--no-structured", action="store_true", help="refuses json_schema")
+    parser.add_argument("--no-json-mode", action="store_true", help="refuses json_object")
+    parser.add_argument("--no-tools", action="store_true", help="refuses tools")
+    parser.add_argument("--batch-seconds", type=float, default=0.0, help="how long a batch takes")
+    parser.add_argument("--batch-faults", type=json.loads, default={}, help="per line of a batch")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--rows", type=int, default=8, help="rows when a prompt names no number")
     parser.add_argument("--faults", type=json.loads, default={}, help='as {"429": 0.05}')
@@ -31,6 +36,10 @@ def main() -> None:
         models=tuple(options.model or ("test-model",)),
         api_key=options.api_key or None,
         structured=not options.no_structured,
+        json_mode=not options.no_json_mode,
+        tools=not options.no_tools,
+        batch_seconds=options.batch_seconds,
+        batch_faults=schedule(options.seed, options.batch_faults) if options.batch_faults else None,
         latency_s=options.latency,
         default_rows=options.rows,
         fault=schedule(options.seed, options.faults, seconds=options.fault_seconds)

@@ -41,16 +41,25 @@ def prompt_text(body: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def chat(body: Mapping[str, Any], *, identity: str, default_rows: int) -> Json:
-    """A chat completion; its content follows ``response_format``."""
+def chat(body: Mapping[str, Any], *, identity: str, seeded_by: str, default_rows: int) -> Json:
+    """A chat completion; its content follows ``response_format`` or the forced tool."""
     prompt = prompt_text(body)
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    tool = forced_tool(body)
     choices, spent = [], 0
     for index in range(_choices(body)):
-        text = _chat_text(body, prompt, seed=_seed(identity, index), default_rows=default_rows)
+        seed = _seed(seeded_by, index)
+        text = _chat_text(body, prompt, tool, seed=seed, default_rows=default_rows)
         text, finish = _limited(text, stop=body.get("stop"), max_tokens=limit)
         spent += tokens(text)
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if tool is not None:
+            function = {"name": tool["name"], "arguments": text}
+            call = {"id": f"call_{identity[:16]}{index}", "type": "function", "function": function}
+            message |= {"content": None, "tool_calls": [call]}
+            # A tool that was named leaves the model no choice: the API says "stop" then.
+            if finish == "stop" and body["tool_choice"] == "required":
+                finish = "tool_calls"
         choices.append(
             {"index": index, "message": message, "finish_reason": finish, "logprobs": None}
         )
@@ -58,11 +67,29 @@ def chat(body: Mapping[str, Any], *, identity: str, default_rows: int) -> Json:
     return _envelope(body, identity, "chat.completion", choices, (asked, spent))
 
 
-def completion(body: Mapping[str, Any], *, identity: str, default_rows: int) -> Json:
+def forced_tool(body: Mapping[str, Any]) -> Json | None:
+    """The function that ``tool_choice`` forces the model to call; None when it is free."""
+    functions: list[Json] = [
+        tool["function"]
+        for tool in body.get("tools") or ()
+        if isinstance(tool, dict) and isinstance(tool.get("function"), dict)
+    ]
+    choice = body.get("tool_choice")
+    if choice == "required":
+        return functions[0] if functions else None
+    if not isinstance(choice, dict):
+        return None
+    name = (choice.get("function") or {}).get("name")
+    return next((one for one in functions if one.get("name") == name), None)
+
+
+def completion(
+    body: Mapping[str, Any], *, identity: str, seeded_by: str, default_rows: int
+) -> Json:
     """A legacy completion: the prompt's list goes on, as a base model would write it."""
     given = body["prompt"]
     prompt = given if isinstance(given, str) else "".join(given)
-    seed = _seed(identity, 0)
+    seed = _seed(seeded_by, 0)
     limit = body.get("max_tokens", LEGACY_MAX_TOKENS)
     read = grammar.read_prompt(prompt)
     spread = random.Random(seed).randrange(default_rows + 1)
@@ -101,13 +128,16 @@ def _choices(body: Mapping[str, Any]) -> int:
     return n if isinstance(n, int) and 1 <= n <= 128 else 1
 
 
-def _chat_text(body: Mapping[str, Any], prompt: str, *, seed: int, default_rows: int) -> str:
+def _chat_text(
+    body: Mapping[str, Any], prompt: str, tool: Json | None, *, seed: int, default_rows: int
+) -> str:
     read = grammar.read_prompt(prompt)
     made = grammar.rows(read, seed=seed)
     wanted = body.get("response_format") or {}
     kind = wanted.get("type")
-    if kind == "json_schema":
-        schema = (wanted.get("json_schema") or {}).get("schema") or {}
+    if tool is not None or kind == "json_schema":
+        named = tool.get("parameters") if tool else (wanted.get("json_schema") or {}).get("schema")
+        schema = named or {}
         walker = SchemaWalker(schema, made, rows=read.rows, default_rows=default_rows, seed=seed)
         return orjson.dumps(walker.value()).decode()
     texts = list(itertools.islice(made, read.rows or default_rows))

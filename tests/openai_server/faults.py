@@ -29,6 +29,8 @@ Kind = Literal[
     "content_filter",  # no content, finish_reason "content_filter"
     "refusal",  # the model declines
     "duplicates",  # every row the same
+    "same_answer",  # the seed is ignored: one prompt, one text, however often it is asked
+    "lost_answer",  # carried out and billed; a reset after ``seconds`` instead of the answer
     "unknown_fields",  # a good answer with fields nobody knows
     "wrong_usage",  # a good answer with a missing or absurd usage
 ]
@@ -85,7 +87,8 @@ def schedule(
     """A hook that meets each request attempt with the given probabilities.
 
     Names of ``rates``: a status ("429", "503"), "429_retry_after" (the header has the value
-    ``retry_after``, seconds or an HTTP date), or a kind of fault. ``seconds`` is the length of
+    ``retry_after``, seconds or an HTTP date), "429_retry_after_date" (an HTTP date, ``retry_after``
+    seconds after the answer), or a kind of fault. ``seconds`` is the length of
     stalls and slow bodies. Raises ValueError for an unknown name or rates that exceed 1.
     """
     actions = {name: _action(name, seconds, retry_after) for name in rates}
@@ -108,6 +111,8 @@ def schedule(
 def _action(name: str, seconds: float, retry_after: str) -> FaultAction:
     if name == "429_retry_after":
         return FaultAction("status", status=429, headers={"Retry-After": retry_after})
+    if name == "429_retry_after_date":
+        return FaultAction("status", status=429, headers={"Retry-After": f"date+{retry_after}"})
     if name.isdigit() and 400 <= int(name) <= 599:
         return FaultAction("status", status=int(name))
     if name == "html":
@@ -135,15 +140,22 @@ def spoil(answer: dict[str, Any], action: FaultAction) -> dict[str, Any]:
 
 
 def _content(choice: dict[str, Any]) -> str:
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    return text or ""
+    if "message" not in choice:
+        return str(choice["text"] or "")
+    calls = choice["message"].get("tool_calls")
+    text = calls[0]["function"]["arguments"] if calls else choice["message"]["content"]
+    return str(text or "")
 
 
 def _set(choice: dict[str, Any], text: str | None, finish: str | None = None) -> None:
-    if "message" in choice:
-        choice["message"]["content"] = text
-    else:
+    message = choice.get("message")
+    if message is None:
         choice["text"] = text or ""
+    elif message.get("tool_calls") and text is not None:
+        message["tool_calls"][0]["function"]["arguments"] = text
+    else:
+        message.pop("tool_calls", None)
+        message["content"] = text
     if finish:
         choice["finish_reason"] = finish
 

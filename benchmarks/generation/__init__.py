@@ -1,0 +1,1 @@
+"""Generation clients side by side: see ``__main__``."""
