@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 
 from synth_assets.errors import SpecError, SpecProblem
-from synth_assets.spec.fingerprint import (
-    EXCLUDED,
-    REVISIONS,
-    SHAPES,
-    code_version,
-    covered,
-    declared_paths,
-)
+from synth_assets.spec.fingerprint import SHAPES, code_version
 from synth_assets.spec.load import Dataset, discover, load_dataset
 from tests.datasets import DatasetFolder
 
@@ -205,26 +198,6 @@ def test_one_broken_dataset_leaves_the_others_loaded(tmp_path: Path) -> None:
     found = discover([tmp_path])
     assert list(found.datasets) == ["good"]
     assert [(b.name, b.parsed) for b in found.broken] == [("bad", False)]
-
-
-def test_every_declared_value_shapes_a_stage_or_is_excluded_with_a_reason(
-    folder: DatasetFolder,
-) -> None:
-    folder.edit("generate.attributes", {"tone": ["calm"]})
-    entries = [entry for paths in SHAPES.values() for entry in paths] + list(EXCLUDED)
-    loose = [p for p in declared_paths(loaded(folder)) if not any(covered(p, e) for e in entries)]
-    assert loose == []
-    assert all(EXCLUDED.values())
-
-
-def test_the_fingerprint_tables_name_only_declared_values(folder: DatasetFolder) -> None:
-    folder.edit("generate.attributes", {"tone": ["calm"]})
-    package_only = {"source.package", "source.sha256", "source.member", "source.license"}
-    paths = list(declared_paths(loaded(folder)))
-    entries = {entry for names in SHAPES.values() for entry in names} | set(EXCLUDED)
-    stray = [e for e in entries - package_only if not any(covered(p, e) for p in paths)]
-    assert stray == []
-    assert REVISIONS.keys() == SHAPES.keys()
 
 
 @pytest.mark.parametrize(

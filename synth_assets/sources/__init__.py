@@ -1,5 +1,8 @@
 """Where human data comes from: read without losing a row (``files``), landed (``landing``).
 
+What is not a local file is first copied into one (``objects``, ``huggingface``, ``sql``,
+``rest``), so that what is hashed, judged and landed is the same thing (``snapshots``).
+
 Everything here speaks *raw frames*: every source column as String, in the source's order, and
 
 - ``_source`` (String): the file's display name,
@@ -24,7 +27,10 @@ PROBLEMS = (
     "duplicate_key",  # readers disagree about which value counts
     "empty_key",
     "not_an_object",
+    "wrong_type",  # a cell holds something else than its column is declared to hold
+    "erased",  # a person asked for it to be deleted: no cell of it is read
 )
 SERVICE_COLUMNS = ("_source", "_row", "_problem", "_raw")
 LOAD_ID = "_load_id"
+MAX_RAW_CHARS = 2_000
 RESERVED = frozenset((*SERVICE_COLUMNS, LOAD_ID))

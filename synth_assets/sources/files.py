@@ -15,14 +15,14 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
 from synth_assets.errors import SourceError, shown
-from synth_assets.sources.records import READERS, FileFormat
+from synth_assets.sources.records import READERS, FileFormat, Needed
 
 
 def expand(pattern: str, *, base: Path) -> list[tuple[str, Path]]:
@@ -85,25 +85,29 @@ def read_batches(
     fmt: FileFormat,
     *,
     required_columns: Sequence[str],
+    scalar_columns: Collection[str] = (),
     batch_rows: int = 20_000,
 ) -> Iterator[pl.DataFrame]:
     """Raw frames (without ``_load_id``) of at most ``batch_rows`` rows: file by file, in order.
 
     ``paths`` are (display name, path). Frames differ in columns where files do, or where a later
-    JSON object brings new keys. Memory is bound by one batch.
+    JSON object brings new keys. Memory is bound by one batch. A list or an object in one of
+    ``scalar_columns`` makes its row a problem row (``wrong_type``).
 
     Raises ``SourceError``: a file that is missing, unreadable, in another encoding or format; a
-    file lacking a required column; unusable column names; no usable row in all the files. Frames
-    stream, so an error may come after good frames: rely on them only when all have arrived.
+    file lacking a required column, or with lists or objects in most cells of a scalar one;
+    unusable column names; no usable row in all the files. Frames stream, so an error may come
+    after good frames: rely on them only when all have arrived.
     """
     names = [name for name, _ in paths]
     if len(set(names)) != len(names):
         raise ValueError("display names must be unique: _source and _row identify a row")
     reader = READERS[fmt.format]
+    needed = Needed(required_columns, frozenset(scalar_columns))
     good, problems = 0, Counter[str]()
     for name, path in paths:
         with _readable(name):
-            for frame in reader(name, path, fmt, required_columns, batch_rows):
+            for frame in reader(name, path, fmt, needed, batch_rows):
                 found = frame.get_column("_problem").drop_nulls().to_list()
                 problems.update(found)
                 good += frame.height - len(found)

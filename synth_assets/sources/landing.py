@@ -1,6 +1,7 @@
 """Land raw frames in DuckDB, whole or not at all, through dlt.
 
-Each dataset has one database, ``<home>/landing/<dataset>/landed.duckdb``, with the tables
+Each dataset has one database, ``<home>/landing/<dataset>/landed.duckdb`` (and another one for the
+synthetic rows it imports, see ``import_name``), with the tables
 
 - ``landing.raw``: the rows, with dlt's ``_dlt_load_id``; column names are plain SQL identifiers,
 - ``landing.columns``: which source column (``original``) each of them (``name``) holds, in order,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import duckdb
 
 TABLE = "landing.raw"
+_IMPORTED = ".synthetic"
 _SCHEMA, _DATABASE, _STAGING = "landing", "landed.duckdb", ".load-"
 # dlt's run context and active pipeline belong to the process, not to a thread.
 _ONE_PIPELINE = threading.Lock()
@@ -58,6 +60,16 @@ class Landed:
     database: Path
     table: str
     source_version: str
+
+
+def import_name(dataset: str) -> str:
+    """The name under which ``dataset`` lands synthetic rows; a dot stands in no dataset's name."""
+    return f"{dataset}{_IMPORTED}"
+
+
+def dataset_of(name: str) -> str:
+    """The dataset that lands under ``name``."""
+    return name.removesuffix(_IMPORTED)
 
 
 def land(

@@ -28,17 +28,17 @@ from typing import IO, Any, Literal
 import polars as pl
 
 from synth_assets.errors import SourceError, shown
-from synth_assets.sources import RESERVED, SERVICE_COLUMNS
+from synth_assets.sources import MAX_RAW_CHARS, RESERVED, SERVICE_COLUMNS
+from synth_assets.sources.contract import Tally, changed_type
 
 MAX_CELL_CHARS = 64 * 2**20
-MAX_RAW_CHARS = 2_000
 MAX_COLUMNS = 4_096
 # A batch ends early at this size, so that large cells do not add up to all of memory.
 MAX_BATCH_CHARS = 64 * 2**20
 # The encoding of a whole file is judged on its first lines, up to so many lines or characters.
 SAMPLE_LINES, SAMPLE_CHARS = 1_000, 8 * 2**20
 
-Reader = Callable[[str, Path, "FileFormat", Sequence[str], int], Iterator[pl.DataFrame]]
+Reader = Callable[[str, Path, "FileFormat", "Needed", int], Iterator[pl.DataFrame]]
 
 _SURROGATES = "synth_assets.surrogates"
 _NOT_TEXT = re.compile("[\ud800-\udfff\0]")
@@ -77,6 +77,14 @@ class FileFormat:
                 where="source.delimiter",
                 fix='for example "," or ";" or "\\t"',
             )
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Columns that must be there, and those in which a list or an object is wrong."""
+
+    columns: Sequence[str] = ()
+    scalar: frozenset[str] = frozenset()
 
 
 def check_columns(columns: Sequence[str], required: Sequence[str], where: str) -> None:
@@ -287,7 +295,7 @@ def _csv_records(lines: _Lines, delimiter: str) -> Iterator[tuple[list[str], str
 
 
 def _csv_frames(
-    name: str, path: Path, fmt: FileFormat, required: Sequence[str], size: int
+    name: str, path: Path, fmt: FileFormat, needed: Needed, size: int
 ) -> Iterator[pl.DataFrame]:
     with _text(name, path, fmt) as stream:
         records = _csv_records(_Lines(stream), fmt.delimiter)
@@ -298,7 +306,7 @@ def _csv_frames(
             )
         if not header:
             return
-        check_columns(header, required, f"{name}:1")
+        check_columns(header, needed.columns, f"{name}:1")
         batch, nothing = _Batch(name, size), [None] * len(header)
         for cells, found, record in records:
             problem = found or (None if len(cells) == len(header) else "wrong_field_count")
@@ -335,29 +343,41 @@ _JSON = json.JSONDecoder(
 )
 
 
+def exact_json(text: str) -> Any:
+    """A JSON value in which every number is its own text. Raises ``ValueError``."""
+    try:
+        return _JSON.decode(text)
+    except _DuplicateKey:
+        raise ValueError("an object has the same key twice") from None
+
+
 def _json_text(value: Any) -> str | None:
     """A top-level string as it is, anything else as compact JSON, null as null."""
-    return value if type(value) is str or value is None else _compact(value)
+    return value if type(value) is str or value is None else compact_json(value)
 
 
-def _compact(value: Any) -> str:
+def compact_json(value: Any) -> str:
+    """A value of ``exact_json`` as compact JSON on one line, numbers as they were written."""
     if isinstance(value, _Number):
         return str(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_compact(k)}:{_compact(v)}" for k, v in value.items()) + "}"
+        return (
+            "{" + ",".join(f"{compact_json(k)}:{compact_json(v)}" for k, v in value.items()) + "}"
+        )
     if isinstance(value, list):
-        return "[" + ",".join(map(_compact, value)) + "]"
+        return "[" + ",".join(map(compact_json, value)) + "]"
     return json.dumps(value, ensure_ascii=False)
 
 
-def _json_cells(line: str) -> tuple[dict[str, str | None], str | None]:
-    """(cells by key, problem) of one line."""
+def _json_cells(line: str, scalar: frozenset[str], tally: Tally) -> tuple[Any, str | None]:
+    """(cells by key, problem) of one line; what ``scalar`` columns hold is counted."""
     if problem := _not_text(line):
         return {}, problem
     try:
         found = _JSON.decode(line)
         if not isinstance(found, dict):
             return {}, "not_an_object"
+        nested = tally.add(found, scalar)
         cells = {key: _json_text(value) for key, value in found.items()}
     except _DuplicateKey:
         return {}, "duplicate_key"
@@ -365,14 +385,16 @@ def _json_cells(line: str) -> tuple[dict[str, str | None], str | None]:
         return {}, "malformed_json"
     if "\\u" in line:  # an escape may spell what no text may hold
         problem = next(filter(None, map(_not_text, (*cells, *filter(None, cells.values())))), None)
-    return ({}, problem) if problem else (cells, "empty_key" if "" in cells else None)
+    if problem:
+        return {}, problem
+    return cells, "empty_key" if "" in cells else "wrong_type" if nested else None
 
 
 def _jsonl_frames(
-    name: str, path: Path, fmt: FileFormat, required: Sequence[str], size: int
+    name: str, path: Path, fmt: FileFormat, needed: Needed, size: int
 ) -> Iterator[pl.DataFrame]:
     columns: dict[str, None] = {}
-    batch = _Batch(name, size)
+    batch, tally = _Batch(name, size), Tally()
 
     def frame() -> pl.DataFrame:
         return batch.take(list(columns), [[row.get(c) for row in batch.records] for c in columns])
@@ -381,8 +403,8 @@ def _jsonl_frames(
         for number, line in enumerate(stream, 1):
             if not line.strip(" \t\r\n"):
                 continue
-            cells, problem = _json_cells(line)
-            if not problem and not cells.keys() <= columns.keys():
+            cells, problem = _json_cells(line, needed.scalar, tally)
+            if problem in {None, "wrong_type"} and not cells.keys() <= columns.keys():
                 columns.update(dict.fromkeys(cells))
                 check_columns(list(columns), (), f"{name}:{number}")
             if batch.add({} if problem else cells, problem, line):
@@ -390,21 +412,26 @@ def _jsonl_frames(
         if batch.records:
             yield frame()
     if columns:  # only now are all keys known
-        check_columns(list(columns), required, name)
+        check_columns(list(columns), needed.columns, name)
+        tally.verdict(name, {})
 
 
 # --- Parquet ---
 
 
 def _parquet_frames(
-    name: str, path: Path, _: FileFormat, required: Sequence[str], size: int
+    name: str, path: Path, _: FileFormat, needed: Needed, size: int
 ) -> Iterator[pl.DataFrame]:
     with path.open("rb") as file:
         if file.read(4) != b"PAR1":
             raise SourceError("not a Parquet file", where=name, fix="source.format: csv or jsonl?")
     try:
         scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        check_columns(scan.collect_schema().names(), required, name)
+        schema = scan.collect_schema()
+        check_columns(schema.names(), needed.columns, name)
+        for column, kind in schema.items():
+            if column in needed.scalar and kind.is_nested():
+                raise changed_type(name, column, "text", str(kind))
         first_row = 1
         for frame in scan.collect_batches(chunk_size=size, maintain_order=True):
             yield _parquet_text(frame, name, first_row)
@@ -459,4 +486,4 @@ READERS: dict[str, Reader] = {
     "jsonl": _jsonl_frames,
     "parquet": _parquet_frames,
 }
-"""(display name, path, format, required columns, batch rows) -> raw frames, by format."""
+"""(display name, path, format, columns needed, batch rows) -> raw frames, by format."""

@@ -6,7 +6,8 @@ stage's algorithm changes what it makes, and (d) ``FINGERPRINT_VERSION``. What c
 stages is not in it: that is the parents' data versions.
 
 ``EXCLUDED`` lists every declared value that shapes no data, and why. A value is in ``SHAPES`` or
-in ``EXCLUDED``; a test walks the spec and holds both tables to that.
+in ``EXCLUDED``; a test walks the spec and holds both tables to that. ``source.X`` is also the ``X``
+of every one of several ``sources``, in their order.
 
 Limitations. Values that the environment gives (the address behind ``OPENAI_BASE_URL``) are not in
 a code version, because the processes of one deployment need not share an environment; they are in
@@ -26,13 +27,16 @@ import orjson
 from synth_assets.spec.load import Dataset
 
 FINGERPRINT_VERSION = 1
+_ONE, _SEVERAL, _IMPORT = "source", "sources", "import"
 
 REVISIONS: dict[str, int] = {
     "human_raw": 1,
     "human": 1,
     "partition": 1,
+    "imported_raw": 1,
+    "imported": 1,
     "seeds": 1,
-    "plan": 1,
+    "plan": 2,
     "candidates": 1,
     "synthetic": 1,
     "blend": 1,
@@ -42,16 +46,38 @@ REVISIONS: dict[str, int] = {
     "release": 1,
 }
 
+# What of a source's declaration shapes the rows that are landed of it.
+_LANDED = (
+    "kind",
+    "name",
+    "columns",
+    "extra_columns",
+    "path",
+    "package",
+    "sha256",
+    "member",
+    "repo",
+    "revision",
+    "format",
+    "encoding",
+    "delimiter",
+    "url_env",
+    "table",
+    "query",
+    "cursor",
+    "primary_key",
+    "base_url",
+    "records",
+    "params",
+    "pagination",
+    "auth",
+    "role",
+)
+# ``source.X`` stands for X of the human sources, be it one or several; ``import.X`` for X of those
+# whose rows are synthetic. Sources of one role do not touch the stages of the other.
 SHAPES: dict[str, tuple[str, ...]] = {
     "human_raw": (
-        "source.kind",
-        "source.path",
-        "source.package",
-        "source.sha256",
-        "source.member",
-        "source.format",
-        "source.encoding",
-        "source.delimiter",
+        *(f"{_ONE}.{name}" for name in (*_LANDED, "id_column")),
         "task.text",
         "task.label",
         "partition.group_by",
@@ -75,8 +101,28 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "human.min_train_per_label",
         "validate.decontaminate",
     ),
-    "seeds": ("seeds", "random_seed"),
+    "imported_raw": (
+        *(f"{_IMPORT}.{name}" for name in (*_LANDED, "provenance")),
+        "task.text",
+        "task.label",
+    ),
+    "imported": (
+        "source.name",
+        "source.id_column",
+        "import.name",
+        "import.provenance",
+        "task.kind",
+        "task.text",
+        "task.label",
+        "task.labels.*",
+        "partition.group_by",
+        "validate.decontaminate",
+    ),
+    # A leak check has a threshold; another threshold needs another verdict, and a verdict is made
+    # together with its stage.
+    "seeds": ("seeds", "random_seed", "validate.decontaminate"),
     "plan": (
+        "validate.decontaminate",
         "task.labels",
         "generate.prompt",
         "generate.system",
@@ -89,7 +135,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
     ),
     "candidates": (
         "generate.model",
-        "generate.endpoint",
+        "generate.endpoint.base_url",
+        "generate.endpoint.base_url_env",
+        "generate.endpoint.name",
         "generate.style",
         "generate.output",
         "generate.temperature",
@@ -97,6 +145,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "generate.presence_penalty",
         "generate.frequency_penalty",
         "generate.max_tokens",
+        # A reached budget gives fewer rows. Another budget for a complete dataset replays its
+        # answers, comes out the same, and nothing below runs.
+        "generate.budget",
         "task.kind",
         "task.labels.*",
         "validate",
@@ -104,19 +155,36 @@ SHAPES: dict[str, tuple[str, ...]] = {
     ),
     "synthetic": ("task.kind", "task.labels.*", "validate"),
     "blend": ("blend", "random_seed"),
-    "split": (),
+    "split": ("validate.decontaminate",),
     "eval": (),
     "contribution": ("measure", "random_seed"),
-    "release": ("release", "description", "source.license"),
+    "release": ("release", "description", "source.license", "import.license"),
 }
 
 EXCLUDED: dict[str, str] = {
+    "source.provenance": "of imported rows; a human source has none",
+    "import.id_column": "of human rows, which imported ones name as parents",
+    **{
+        f"{root}.{name}": why
+        for root in (_ONE, _IMPORT)
+        for name, why in {
+            "version_query": "how a change is noticed, not what changed",
+            "full_every": "when everything is read again; what was read is the source's version",
+            "retries": "decides whether an answer arrives, not what it says",
+            "timeout_s": "decides whether an answer arrives, not what it says",
+            "max_pages": "more pages end the load, they are never cut off",
+        }.items()
+    },
     "owners": "who is told, not what is made",
+    "generate.endpoint.api_key_env": "who pays, not what is asked",
     "generate.concurrency": "order of arrival never reaches the data",
     "generate.requests_per_min": "pace only",
     "generate.tokens_per_min": "pace only",
     "generate.timeout_s": "decides whether an answer arrives, not what it says",
     "generate.prices": "accounting only; frozen into the ledger at call time",
+    "generate.mode": "how a request travels; the same request has the same answer",
+    "generate.batches": "how requests are bundled, and who waits",
+    "refresh": "when stages run and how old a release may be, not what they make",
 }
 
 
@@ -141,8 +209,16 @@ def code_version(dataset: Dataset, stage: str) -> str:
 
 
 def declared_paths(dataset: Dataset) -> Iterator[str]:
-    """Every declared value as a dotted path, e.g. ``generate.endpoint.base_url``."""
-    yield from _paths(dataset.spec.model_dump(mode="json", by_alias=True), "")
+    """Every declared value as a dotted path, e.g. ``generate.endpoint.base_url``.
+
+    Those of one of several ``sources`` are named as a single ``source``'s are, those of synthetic
+    ones ``import.X``.
+    """
+    declared = dataset.spec.model_dump(mode="json", by_alias=True)
+    single, several = declared.pop(_ONE), declared.pop(_SEVERAL)
+    for source in several or [single]:
+        yield from _paths(source, _root(source))
+    yield from _paths(declared, "")
 
 
 def covered(path: str, by: str) -> bool:
@@ -160,6 +236,20 @@ def _paths(value: object, prefix: str) -> Iterator[str]:
 
 
 def _value(declared: dict[str, Any], path: str) -> Any:
+    """The value at a path of the tables; of sources, the list of what each one has there."""
+    root, _, rest = path.partition(".")
+    if root not in (_ONE, _IMPORT):
+        return _at(declared, path)
+    if root == _ONE and declared[_ONE]:
+        return _at(declared, path)
+    return [_at(source, rest) for source in declared[_SEVERAL] if _root(source) == root]
+
+
+def _root(source: dict[str, Any]) -> str:
+    return _ONE if source["role"] == "human" else _IMPORT
+
+
+def _at(declared: dict[str, Any], path: str) -> Any:
     """The value at a dotted path (None: not declared); ``x.*`` is the sorted names below ``x``."""
     names_only = path.endswith(".*")
     node: Any = declared

