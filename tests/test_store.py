@@ -16,12 +16,27 @@ from hypothesis import strategies as st
 from synth_assets.errors import SynthError
 from synth_assets.store.content import ContentStore, write_atomically
 from synth_assets.store.digest import BATCH_ROWS, frame_digest
+from tests.independent import rows_digest
 
 TEXTS = st.lists(st.one_of(st.none(), st.text(max_size=8)), max_size=30)
 NESTED = st.lists(
     st.one_of(st.none(), st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=3)),
     max_size=8,
 )
+
+
+@given(TEXTS, NESTED, st.lists(st.one_of(st.none(), st.floats()), max_size=8))
+def test_the_encoding_is_the_one_that_is_written_down_twice(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str | None],
+    nested: list[list[str | None] | None],
+    numbers: list[float | None],
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "twice.parquet"
+    for values, kind in ((texts, pl.String), (nested, pl.List(pl.String)), (numbers, pl.Float64)):
+        frame = pl.DataFrame({"a": values}, schema={"a": kind})
+        frame.write_parquet(path)
+        assert rows_digest(path) == frame_digest(frame)
 
 
 @given(TEXTS, st.integers(0, 30))

@@ -53,6 +53,8 @@ def blend(
         "model",
         "cell",
         "attributes",
+        # Of imported rows, where there are any.
+        *(name for name in ("source", "source_row") if name in synthetic.columns),
     )
     return pl.concat([human, made], how="diagonal").sort("split", "origin", "record_id")
 

@@ -10,7 +10,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import orjson
@@ -19,6 +19,7 @@ import polars as pl
 from synth_assets.lifecycle.records import digest
 
 VERSION_CHARS = 16
+SLAB_ROWS = 4_096
 SCHEMA: dict[str, pl.DataType] = {
     "cell": pl.String(),
     "ordinal": pl.Int32(),
@@ -79,15 +80,19 @@ def make_plan(
     render: Render,
     system: str | None,
 ) -> pl.DataFrame:
-    """Every call that may be made (schema ``SCHEMA``), cells in name order.
+    """Every call that may be made (schema ``SCHEMA``): the first of every cell, the second, ...
 
-    ``seeds``: record_id, payload columns, the stratum column, ``seed_rank``. Deterministic: seeds
-    rotate through the calls of a cell in keyed orders so that each is used equally often, and so
-    do the combinations of ``attributes``. ``sample`` counts earlier calls with the same text, so
-    that asking twice is a new request and the n-th asking stays the same one.
+    Cells take turns, so that a run that ends early has left none of them out.
+
+    ``seeds``: record_id, payload columns, the stratum column, ``seed_rank``, and maybe ``slot``
+    (see ``seats``). Deterministic: the combinations of ``attributes`` rotate through the calls of a
+    cell in keyed orders so that each is used equally often, and so do the seeds, for each
+    combination by itself: the n-th call of a combination stays what it was when a value is added.
+    ``sample`` counts earlier calls with the same text, so that asking twice is a new request
+    and the n-th asking stays the same one.
     """
-    calls = [
-        call
+    calls = (
+        {**call, "system": system, "prompt_version": _version(system, call["prompt"])}
         for cell in sorted(wanted)
         if wanted[cell] > 0
         for call in _cell_calls(
@@ -97,21 +102,24 @@ def make_plan(
             rules,
             render,
         )
-    ]
-    plan = pl.DataFrame(
-        [
-            {
-                **call,
-                "system": system,
-                "prompt_version": digest(system or "", call["prompt"])[:VERSION_CHARS],
-            }
-            for call in calls
-        ],
-        schema={name: kind for name, kind in SCHEMA.items() if name != "sample"},
     )
-    return plan.with_columns(sample=pl.int_range(pl.len(), dtype=pl.Int32).over("prompt")).select(
-        list(SCHEMA)
-    )
+    plan = _frame(calls)
+    # Samples are counted cell by cell: the order of turns is no reason to ask anything anew.
+    sample = pl.int_range(pl.len(), dtype=pl.Int32).over("prompt")
+    return plan.with_columns(sample=sample).select(list(SCHEMA)).sort("ordinal", "cell")
+
+
+def _version(system: str | None, prompt: str) -> str:
+    return digest(system or "", prompt)[:VERSION_CHARS]
+
+
+def _frame(calls: Iterator[dict[str, Any]]) -> pl.DataFrame:
+    """Calls as columns, a slab at a time: as Python objects they would be several times as big."""
+    schema = {name: kind for name, kind in SCHEMA.items() if name != "sample"}
+    slabs = [pl.DataFrame(schema=schema)]
+    while slab := list(islice(calls, SLAB_ROWS)):
+        slabs.append(pl.DataFrame(slab, schema=schema))
+    return pl.concat(slabs)
 
 
 def _cell_calls(
@@ -122,18 +130,22 @@ def _cell_calls(
     render: Render,
 ) -> Iterator[dict[str, Any]]:
     calls = math.ceil(wanted * rules.candidate_limit / rules.rows_per_call)
-    combos = _rotation(_combinations(rules.attributes), "attributes", rules, cell)
-    stream = _rotation(seeds, "seeds", rules, cell)
+    combos = _rotation(_combinations(rules.attributes), "attributes", rules, cell, _key)
+    streams: dict[str, Iterator[Any]] = {}
     per_call = min(rules.seeds_per_call, len(seeds))
     for ordinal in range(calls):
-        chosen = _take_distinct(stream, per_call)
         attributes = next(combos)
+        combo = orjson.dumps(attributes, option=orjson.OPT_SORT_KEYS).decode()
+        if combo not in streams:
+            what = f"seeds {combo}" if attributes else "seeds"
+            streams[combo] = _rotation(seeds, what, rules, cell, _seat)
+        chosen = _take_distinct(streams[combo], per_call)
         yield {
             "cell": cell,
             "ordinal": ordinal,
             "wanted": wanted,
             "rows": rules.rows_per_call,
-            "attributes": orjson.dumps(attributes, option=orjson.OPT_SORT_KEYS).decode(),
+            "attributes": combo,
             "seed_ids": [seed["record_id"] for seed in chosen],
             "prompt": render(cell, chosen, rules.rows_per_call, attributes),
         }
@@ -146,13 +158,17 @@ def _combinations(attributes: Mapping[str, Sequence[str]]) -> list[dict[str, str
 
 
 def _rotation(
-    items: Sequence[dict[str, Any]], what: str, rules: PlanRules, cell: str
+    items: Sequence[dict[str, Any]],
+    what: str,
+    rules: PlanRules,
+    cell: str,
+    key: Callable[[dict[str, Any]], Any],
 ) -> Iterator[Any]:
     """``items`` again and again, each pass in another keyed order."""
     turn = 0
     while items:
         keyed = [
-            (digest(what, str(rules.seed), cell, str(turn), orjson.dumps(_key(item)).decode()), n)
+            (digest(what, str(rules.seed), cell, str(turn), orjson.dumps(key(item)).decode()), n)
             for n, item in enumerate(items)
         ]
         for _, position in sorted(keyed):
@@ -162,6 +178,11 @@ def _rotation(
 
 def _key(item: dict[str, Any]) -> Any:
     return item.get("record_id") or sorted(item.items())
+
+
+def _seat(seed: dict[str, Any]) -> str:
+    """A seed that took an erased one's place is shown where that was."""
+    return str(seed.get("slot") or seed["record_id"])
 
 
 def _take_distinct(stream: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:

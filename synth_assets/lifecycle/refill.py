@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import polars as pl
 
+from synth_assets.lifecycle.imported import is_imported
+
 LEAST_YIELD = 0.1
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ def _yield(states: Iterable[CellState], fallback: float) -> float:
     return max(accepted / asked, LEAST_YIELD) if asked else fallback
 
 
+def remaining(calls: Frame, given: Mapping[str, int]) -> Frame:
+    """``calls`` (cell, wanted, ...), with ``wanted`` less by the rows ``given`` per cell."""
+    there = pl.col("cell").replace_strict(dict(given), default=0, return_dtype=pl.Int32)
+    return calls.with_columns((pl.col("wanted") - there).clip(lower_bound=0).alias("wanted"))
+
+
 def update(
     states: Mapping[str, CellState], asked: pl.DataFrame, accepted: Mapping[str, int]
 ) -> dict[str, CellState]:
@@ -79,13 +89,36 @@ def update(
     return updated
 
 
-def shortfall(plan: pl.DataFrame, accepted: Mapping[str, int]) -> pl.DataFrame:
-    """Cells with fewer rows than wanted: cell, wanted, accepted, calls allowed."""
+def shortfall(plan: pl.DataFrame, judged: pl.DataFrame | None) -> pl.DataFrame:
+    """Cells with fewer accepted rows than wanted, and why.
+
+    ``plan``: cell, wanted per call; ``judged``: cell, request_id, reason (null: accepted).
+    Returns cell, wanted, accepted, calls_made, calls_allowed, rejects ("near_duplicate 12, ...",
+    most frequent first).
+    """
+    cells = plan.group_by("cell", maintain_order=True).agg(
+        pl.col("wanted").first(), pl.len().alias("calls_allowed")
+    )
+    if judged is None:
+        judged = pl.DataFrame(
+            schema={"cell": pl.String, "request_id": pl.String, "reason": pl.String}
+        )
+    found = judged.group_by("cell").agg(
+        pl.col("reason").is_null().sum().alias("accepted"),
+        pl.col("request_id").filter(~is_imported()).n_unique().alias("calls_made"),
+    )
+    counted = judged.drop_nulls("reason").group_by("cell", "reason").len()
+    reasons = (
+        counted.sort("len", "reason", descending=[True, False])
+        .group_by("cell", maintain_order=True)
+        .agg(pl.format("{} {}", "reason", "len").str.join(", ").alias("rejects"))
+    )
     return (
-        plan.group_by("cell", maintain_order=True)
-        .agg(pl.col("wanted").first(), pl.len().alias("calls_allowed"))
+        cells.join(found, on="cell", how="left", maintain_order="left")
+        .join(reasons, on="cell", how="left", maintain_order="left")
         .with_columns(
-            accepted=pl.col("cell").replace_strict(dict(accepted), default=0, return_dtype=pl.Int64)
+            pl.col("accepted", "calls_made").fill_null(0), pl.col("rejects").fill_null("")
         )
         .filter(pl.col("accepted") < pl.col("wanted"))
+        .select("cell", "wanted", "accepted", "calls_made", "calls_allowed", "rejects")
     )

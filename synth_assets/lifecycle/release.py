@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
+import polars as pl
 
-from synth_assets.report.tables import escape_markdown
+from synth_assets.report.tables import escape_markdown, markdown_table
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 VERSION_CHARS = 16
 MAX_TEXT_CHARS = 4_000
+_USER_INFO = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,18 @@ class StageVersion:
     rows: int | None
 
 
+@dataclass(frozen=True)
+class ReleasedFile:
+    """One file of a release: the hash of its bytes (hex) and how many there are."""
+
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, content: bytes) -> ReleasedFile:
+        return cls(hashlib.sha256(content).hexdigest(), len(content))
+
+
 def manifest(
     *,
     dataset: str,
@@ -35,19 +50,29 @@ def manifest(
     stages: Sequence[StageVersion],
     model: Mapping[str, Any],
     packages: Mapping[str, str],
-    files: Mapping[str, str],
+    files: Mapping[str, ReleasedFile],
     checks: Mapping[str, bool],
     verdict: str,
     sentence: str,
+    system: str | None = None,
+    seeds: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None,
+    task: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    requests: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything needed to know, and to make again, this version. No times: same input, same bytes.
+    """Everything needed to know, and to make again, this version.
 
-    ``files``: file name -> sha256 of its bytes. ``version`` is made from all other fields.
+    No times and no paths of this machine: same content, same bytes. ``version`` is made from all
+    other fields, those of ``files`` among them.
     """
     body: dict[str, Any] = {
         "manifest_version": MANIFEST_VERSION,
         "dataset": dataset,
         "description": description,
+        "task": dict(task or {}),
+        "source": dict(source or {}),
         "stages": {
             s.stage: {
                 "data_version": s.data_version,
@@ -56,47 +81,89 @@ def manifest(
             }
             for s in stages
         },
+        "counts": dict(counts or {}),
         "prompt": prompt,
+        "system": system,
+        "seeds": dict(seeds or {}),
         "declared": dict(declared),
         "model": dict(model),
+        "requests": dict(requests or {}),
         "packages": dict(packages),
-        "files": dict(files),
+        "files": {
+            name: {"sha256": file.sha256, "bytes": file.size} for name, file in files.items()
+        },
         "checks": dict(checks),
-        "contribution": {"verdict": verdict, "sentence": sentence},
+        "contribution": {
+            "verdict": verdict,
+            "sentence": sentence,
+            "metrics": [dict(metric) for metric in metrics],
+        },
     }
     return {"version": version_of(body), **body}
 
 
 def version_of(body: Mapping[str, Any]) -> str:
-    """Content hash of a manifest without its ``version``, first 16 hex digits."""
+    """Content hash of a manifest without its ``version``, first 16 hex digits.
+
+    The order of keys counts: that of declared labels is the order of classes.
+    """
     rest = {key: value for key, value in body.items() if key != "version"}
-    data = orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(data).hexdigest()[:VERSION_CHARS]
+    return hashlib.sha256(orjson.dumps(rest)).hexdigest()[:VERSION_CHARS]
 
 
-def card(manifest: Mapping[str, Any], arms: str, labels: str) -> str:
+def manifest_bytes(body: Mapping[str, Any]) -> bytes:
+    """The one way a manifest is written, so that any change of the file can be seen."""
+    return orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def without_user_info(value: Any) -> Any:
+    """``value`` (JSON) with user names and passwords in addresses replaced by ``***``."""
+    if isinstance(value, str):
+        return _USER_INFO.sub("***@", value)
+    if isinstance(value, Mapping):
+        return {key: without_user_info(inner) for key, inner in value.items()}
+    return [without_user_info(inner) for inner in value] if isinstance(value, list) else value
+
+
+def metrics_of(contribution: pl.DataFrame) -> list[dict[str, Any]]:
+    """Overall scores and differences out of ``Contribution.table()``, with 95 % limits.
+
+    One mapping each: arm (or comparison), metric, value, low, high, n (held-out rows).
+    """
+    overall = (pl.col("scope") == "overall") & ~pl.col("metric").is_in(["verdict", "rows"])
+    return (
+        contribution.filter(overall).select("arm", "metric", "value", "low", "high", "n").to_dicts()
+    )
+
+
+def seeds_digest(rows: Sequence[Mapping[str, str]]) -> str:
+    """sha256 of hand-written seeds, independent of how their file is laid out."""
+    return hashlib.sha256(seed_lines(rows)).hexdigest()
+
+
+def seed_lines(rows: Sequence[Mapping[str, str]]) -> bytes:
+    """Hand-written seeds as JSON lines."""
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    return b"".join(orjson.dumps(dict(row), option=options) for row in rows)
+
+
+def card(manifest: Mapping[str, Any], contribution: pl.DataFrame) -> str:
     """README.md of a release: what it is, how it was made, whether it helped, what it is not.
 
-    ``arms`` and ``labels`` are Markdown tables.
+    It does not name the release's version, which is made from the card's own hash too.
     """
-    stages = manifest["stages"]
-    source = manifest["declared"]["source"]
-    origin = source.get("package") or source.get("path") or source["kind"]
-    licence = escape_markdown(source.get("license") or "as declared by the source's owner")
+    arms, labels = _score_tables(contribution)
     checks = "\n".join(
-        f"- {'passed' if ok else 'NOT PASSED'}: {name}" for name, ok in manifest["checks"].items()
+        f"- {'passed' if ok else 'NOT PASSED'}: {escape_markdown(name)}"
+        for name, ok in manifest["checks"].items()
     )
-    return f"""# {escape_markdown(manifest["dataset"])} {manifest["version"]}
+    return f"""# {escape_markdown(manifest["dataset"])}
 
 {escape_markdown(manifest["description"], max_chars=MAX_TEXT_CHARS)}
 
-| split | rows |
-|---|---|
-| train | {stages["train"]["rows"]} |
-| validation (human) | {stages["validation"]["rows"]} |
-| eval (human, held out) | {stages["eval"]["rows"]} |
+{_split_table(manifest)}
 
-Human rows come from {escape_markdown(str(origin))} ({licence}). Synthetic rows were written by
+Human rows come from {_origin(manifest["declared"])}. Synthetic rows were written by
 {escape_markdown(manifest["model"]["name"])}; `origin` tells the two apart in every row.
 
 ## Did the synthetic rows help?
@@ -111,6 +178,56 @@ Human rows come from {escape_markdown(str(origin))} ({licence}). Synthetic rows 
 
 {checks}
 
-The manifest names every stage's data and code version, the prompt in full, parameters and package
-versions.
+## What lies beside this file
+
+`manifest.json` names every stage's data and code version, the prompt in full, parameters, package
+versions and the sha256 of every file here; its own hash is this release's version and the folder's
+name. `synth verify` checks all of it. `defs.yaml` and the prompt are as they were when the release
+was made: `synth reproduce` makes it again from them, the ledger and the source.
 """
+
+
+def _split_table(manifest: Mapping[str, Any]) -> str:
+    titles = {
+        "train": "train",
+        "validation": "validation (human)",
+        "eval": "eval (human, held out)",
+    }
+    splits = manifest["counts"].get("splits", {})
+    rows = [
+        {
+            "split": title,
+            "rows": manifest["stages"][split]["rows"],
+            "human": splits.get(split, {}).get("human"),
+            "synthetic": splits.get(split, {}).get("synthetic"),
+            "data version": manifest["stages"][split]["data_version"][:VERSION_CHARS],
+        }
+        for split, title in titles.items()
+    ]
+    return markdown_table(pl.DataFrame(rows))
+
+
+def _origin(declared: Mapping[str, Any]) -> str:
+    """Where human rows come from, in words, with what may be done with them."""
+    single = declared.get("source")
+    several = [s for s in declared.get("sources") or [] if s.get("role") != "synthetic"]
+    sources = [single] if single else several
+    told = []
+    for source in sources:
+        name = source.get("package") or source.get("path") or source.get("name") or source["kind"]
+        licence = source.get("license") or "as declared by the source's owner"
+        told.append(f"{escape_markdown(str(name))} ({escape_markdown(licence)})")
+    return ", ".join(told) or "people"
+
+
+def _score_tables(contribution: pl.DataFrame) -> tuple[str, str]:
+    """Arms and comparisons, and labels, as Markdown; counts without decimals."""
+    scores = contribution.drop_nulls("value").filter(pl.col("metric") != "verdict")
+    count = pl.col("value").cast(pl.Int64, strict=False).cast(pl.String)
+    score = pl.col("value").round(3).cast(pl.String)
+    scores = scores.with_columns(
+        value=pl.when(pl.col("metric") == "rows").then(count).otherwise(score)
+    )
+    arms = scores.filter(pl.col("scope") == "overall").drop("scope", "label", "note")
+    labels = scores.filter(pl.col("scope") != "overall").drop("scope", "note")
+    return markdown_table(arms), markdown_table(labels, max_rows=200)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import polars as pl
 
@@ -22,6 +23,23 @@ def frame_digest(frame: pl.DataFrame, *, volatile: Sequence[str] = ()) -> str:
     """sha256 (hex) of ``frame`` without its ``volatile`` columns (load ids, timestamps)."""
     stable = frame.drop(volatile, strict=False)
     return digest_batches(stable.schema, stable.iter_slices(BATCH_ROWS))
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stored_digest(path: Path, *, volatile: Sequence[str] = ()) -> str:
+    """``frame_digest`` of the table in a Parquet file, read in batches.
+
+    Raises what polars raises on a file that is no good Parquet (a panic of its core among it).
+    """
+    table = pl.scan_parquet(path, glob=False).drop(volatile, strict=False)
+    rows = int(table.select(pl.len()).collect().item())
+    batches = (table.slice(start, BATCH_ROWS).collect() for start in range(0, rows, BATCH_ROWS))
+    return digest_batches(table.collect_schema(), batches)
 
 
 def digest_batches(schema: pl.Schema, batches: Iterable[pl.DataFrame]) -> str:
@@ -56,7 +74,7 @@ def _add_column(state: hashlib._Hash, column: pl.Series) -> None:
     elif dtype in (pl.String, pl.Categorical) or isinstance(dtype, pl.Enum):
         texts = column.cast(pl.String).fill_null("")
         _add(state, texts.str.len_bytes().cast(pl.UInt64).to_numpy().tobytes())
-        _add(state, "".join(texts).encode("utf-8"))
+        _add(state, str(texts.str.join("").item()).encode("utf-8"))
     elif dtype == pl.Binary:
         values = [value or b"" for value in column]
         _add(state, b"".join(len(value).to_bytes(8, "little") + value for value in values))

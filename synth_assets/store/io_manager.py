@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -13,6 +14,7 @@ from synth_assets.store.content import ContentStore
 IO_MANAGER_KEY = "synth_store"
 PREVIEW_ROWS = 5
 VOLATILE = ("_load_id",)
+COLUMN_LINEAGE = "dagster/column_lineage"
 
 
 class ContentIOManager(dg.IOManager):
@@ -29,6 +31,7 @@ class ContentIOManager(dg.IOManager):
         context.step_context.set_data_version(key, dg.DataVersion(stored.data_version))
         context.add_output_metadata(
             {
+                **_column_lineage(context, obj.columns),
                 "dagster/row_count": stored.rows,
                 "path": dg.MetadataValue.path(str(stored.path)),
                 "bytes": stored.bytes,
@@ -44,6 +47,18 @@ class ContentIOManager(dg.IOManager):
         frame = self._store.scan(dataset, stage, _version(context))
         wants_lazy = context.dagster_type.typing_type is pl.LazyFrame
         return frame if wants_lazy else frame.collect()
+
+
+def _column_lineage(context: dg.OutputContext, columns: Sequence[str]) -> dict[str, Any]:
+    """Of the declared lineage what is about columns that are there; nothing if the step told it."""
+    if COLUMN_LINEAGE in context.output_metadata:
+        return {}
+    declared = context.definition_metadata.get(COLUMN_LINEAGE)
+    found = getattr(declared, "value", declared)
+    if not isinstance(found, dg.TableColumnLineage):
+        return {}
+    known = {c: found.deps_by_column[c] for c in columns if c in found.deps_by_column}
+    return {COLUMN_LINEAGE: dg.TableColumnLineage(known)}
 
 
 def _version(context: dg.InputContext) -> str:

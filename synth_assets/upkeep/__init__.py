@@ -1,0 +1,1 @@
+"""Looking after a home: verifying, clearing up, making a release again."""
