@@ -1,0 +1,1 @@
+"""The deletion of a source row and of everything made from it."""
