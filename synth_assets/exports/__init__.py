@@ -1,0 +1,1 @@
+"""Releases in the file formats that training tools read. One module per family of formats."""
