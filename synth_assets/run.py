@@ -1,9 +1,4 @@
-"""``synth run``: materialise what is out of sync, in process, and nothing else.
-
-Stages run in waves. A wave holds every stage that must run whatever the others give: it is missing
-or out of sync itself, and nothing between it and another stage of the wave is undecided. After a
-wave the graph is read again, so a stage that comes out as it was stops the rest (early cutoff).
-"""
+"""``synth run``: materialise what is out of sync, in process and in waves, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,10 +11,11 @@ import dagster as dg
 
 from synth_assets.assets.failures import EXIT_CODE
 from synth_assets.assets.graph import dataset_definitions
-from synth_assets.assets.source import source_version
-from synth_assets.assets.stages import SOURCE, STAGES, key
+from synth_assets.assets.source import source_versions
+from synth_assets.assets.stages import STAGES, key, stages_of
 from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import Incomplete, Stopped, SynthError
+from synth_assets.llm.owners import process_name
 from synth_assets.spec.load import Dataset
 from synth_assets.status import (
     CheckStatus,
@@ -31,11 +27,22 @@ from synth_assets.status import (
 )
 from synth_assets.store.content import ContentStore
 from synth_assets.store.io_manager import IO_MANAGER_KEY, ContentIOManager
+from synth_assets.turns import PROCESS_TAG, Turn, present
+from synth_assets.underway import TERMINAL_TAG, executed_by_dagster, run_tags, terminal
+from synth_assets.waves import (
+    DUE,
+    GENERATED,
+    ancestors_and_self,
+    below_failed_checks,
+    due_stages,
+    next_wave,
+)
 
-DUE = frozenset({"stale", "missing", "failed"})
 # Dagster makes a step failure of Ctrl-C and SIGTERM.
 INTERRUPTIONS = frozenset({"DagsterExecutionInterruptedError", "KeyboardInterrupt"})
-SHORTFALL_CHECK = ("synthetic", "exact_counts")
+LOOK_AGAIN_S = 1.0
+# Checks that block nothing and still mean that the work is not done.
+INCOMPLETE_CHECKS = frozenset({(GENERATED, "complete"), ("synthetic", "exact_counts")})
 
 
 @dataclass
@@ -52,11 +59,11 @@ class RunSummary:
 
     @property
     def skipped(self) -> list[str]:
-        return [stage for stage in STAGES if stage not in self.ran]
+        return [stage for stage in self.rows if stage not in self.ran]
 
     @property
     def rows(self) -> dict[str, int | None]:
-        return {s.stage: s.rows for s in self.statuses if s.stage != SOURCE}
+        return {s.stage: s.rows for s in self.statuses if s.stage in STAGES}
 
     @property
     def evidence(self) -> str:
@@ -100,21 +107,24 @@ class Session:
         return check_statuses(self.instance, declared_checks(self.dataset, self.graph))
 
     def materialize(self, stages: Iterable[str]) -> dg.ExecuteInProcessResult:
-        job = self.definitions.resolve_implicit_global_asset_job_def()
-        return job.execute_in_process(
-            instance=self.instance,
-            asset_selection=[key(self.dataset, stage) for stage in stages],
-            raise_on_error=False,
-            # The instance keeps the log; the terminal shows progress instead.
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags={"synth/dataset": self.dataset.name},
-        )
+        job, stages = self.definitions.resolve_implicit_global_asset_job_def(), list(stages)
+        home = self.workbench.home.root
+        ours = {TERMINAL_TAG: terminal(home), PROCESS_TAG: process_name()}
+        with present(home, self.dataset.name):
+            return job.execute_in_process(
+                instance=self.instance,
+                asset_selection=[key(self.dataset, stage) for stage in stages],
+                raise_on_error=False,
+                # The instance keeps the log; the terminal shows progress instead.
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags=run_tags(self.dataset, stages) | ours,
+            )
 
 
 def run_dataset(
     session: Session,
     *,
-    until: str | None = None,
+    until: str | Collection[str] | None = None,
     force: Collection[str] = (),
     on_wave: Callable[[list[str]], None] = lambda stages: None,
 ) -> RunSummary:
@@ -126,72 +136,73 @@ def run_dataset(
     """
     began = time.monotonic()
     summary = RunSummary(session.dataset.name)
-    wanted = ancestors_and_self(until) if until else set(STAGES)
-    observe_source(
-        session.dataset, session.instance, source_version(session.dataset, session.workbench.home)
-    )
+    last = [until] if isinstance(until, str) else until or STAGES
+    wanted = set().union(*map(ancestors_and_self, last))
+    for name, version in source_versions(session.dataset, session.workbench.home).items():
+        observe_source(session.dataset, session.instance, version, name)
     forced = set(force)
-    while True:
-        due = {s.stage for s in session.statuses() if s.status in DUE} & wanted
+
+    def due_now() -> list[str]:
+        statuses = session.statuses()
+        due, held = due_stages(statuses) & wanted, below_failed_checks(statuses, session.checks())
         # What ran just now is done with: a check that failed says so below, it is no reason to
         # run the stage again, and neither is a stage that gives something new every time.
-        due = (due - set(summary.ran)) | forced
-        wave = next_wave(due, held=_held(session))
-        if not wave:
-            break
-        forced -= set(wave)
-        on_wave(wave)
-        result = session.materialize(wave)
-        summary.ran += wave
-        if not result.success:
-            _note_failures(result, summary)
-            break
-    _conclude(session, summary, wanted)
+        stages = stages_of(session.dataset)
+        return next_wave((due - set(summary.ran)) | forced, held=held, stages=stages)
+
+    bench = session.workbench
+    free = ancestors_and_self("plan") | ancestors_and_self("imported")
+    name, home = session.dataset.name, bench.home.root
+    with present(home, name), Turn(home, name, notify=bench.notify) as turn:
+        while wave := due_now():
+            # Up to the plan nothing is asked: a forecast need not wait for a run of hours.
+            if not free.issuperset(wave) and _waited(turn, session) and not (wave := due_now()):
+                break
+            forced -= set(wave)
+            on_wave(wave)
+            result = session.materialize(wave)
+            summary.ran += wave
+            if not result.success:
+                _note_failures(result, summary)
+                break
+            if _left_waiting(result, wave, summary):
+                break
+        _conclude(session, summary, wanted)
     summary.seconds = round(time.monotonic() - began, 3)
     return summary
 
 
-def next_wave(due: Collection[str], *, held: Collection[str]) -> list[str]:
-    """Stages to run now, in order of the graph (pure).
-
-    ``due``: out of sync; ``held``: must not run, because a blocking check above them failed.
-    """
-    undecided: set[str] = set()
-    wave: set[str] = set()
-    for stage in STAGES.values():
-        parents = [parent for parent in stage.parents if parent != SOURCE]
-        if any(parent in undecided for parent in parents):
-            undecided.add(stage.name)
-        elif stage.name in due and stage.name not in held:
-            wave.add(stage.name)
-        elif any(parent in wave or parent in due for parent in parents) or stage.name in due:
-            undecided.add(stage.name)
-    return [name for name in STAGES if name in with_siblings(wave)]
+def _waited(turn: Turn, session: Session) -> bool:
+    """Returns once nobody else runs the dataset; True when somebody had to end before."""
+    name, home = session.dataset.name, session.workbench.home.root
+    waited, told = turn.take(), ""
+    while (other := executed_by_dagster(session.instance, home, name)) is not None:
+        if other != told:
+            session.workbench.notify(
+                f"waiting: {other} of {name}, started by Dagster, is under way"
+            )
+        waited, told = True, other
+        time.sleep(LOOK_AGAIN_S)
+    return waited
 
 
-def with_siblings(stages: Collection[str]) -> set[str]:
-    """``stages`` and what the same steps also write."""
-    steps = {(STAGES[name].shaped_by, STAGES[name].parents) for name in stages}
-    return {s.name for s in STAGES.values() if (s.shaped_by, s.parents) in steps}
-
-
-def ancestors_and_self(stage: str) -> set[str]:
-    found = {stage}
-    for parent in STAGES[stage].parents:
-        if parent != SOURCE:
-            found |= ancestors_and_self(parent)
-    return with_siblings(found)
-
-
-def _held(session: Session) -> set[str]:
-    """Stages below a blocking check that failed on what now stands."""
-    failed = {c.stage for c in session.checks() if c.blocking and not c.passed}
-    stale = {s.stage for s in session.statuses() if s.status == "stale"}
-    held: set[str] = set()
-    for stage in STAGES.values():
-        if any(parent in held or parent in failed - stale for parent in stage.parents):
-            held.add(stage.name)
-    return held
+def _left_waiting(
+    result: dg.ExecuteInProcessResult, wave: Collection[str], summary: RunSummary
+) -> bool:
+    """Whether generation left while a batch is at the provider: nothing below can run yet."""
+    if GENERATED not in wave:
+        return False
+    events = result.get_asset_materialization_events()
+    if GENERATED in {event.asset_key.path[-1] for event in events if event.asset_key}:
+        return False
+    told = [
+        evaluation.description or "waiting for a batch"
+        for evaluation in result.get_asset_check_evaluations()
+        if evaluation.asset_key.path[-1] == GENERATED and not evaluation.passed
+    ]
+    summary.problems += told
+    summary.exit_code = Incomplete.exit_code
+    return True
 
 
 def _note_failures(result: dg.ExecuteInProcessResult, summary: RunSummary) -> None:
@@ -218,8 +229,8 @@ def _conclude(session: Session, summary: RunSummary, wanted: Collection[str]) ->
     summary.statuses = session.statuses()
     summary.checks = session.checks()
     for check in summary.checks:
-        shortfall = (check.stage, check.name) == SHORTFALL_CHECK
-        if check.passed or check.stage not in wanted or not (check.blocking or shortfall):
+        incomplete = (check.stage, check.name) in INCOMPLETE_CHECKS
+        if check.passed or check.stage not in wanted or not (check.blocking or incomplete):
             continue
         what = check.description or "see the check's table in the UI"
         summary.problems.append(f"check {check.stage}/{check.name} failed: {what}")

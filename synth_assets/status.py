@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 import dagster as dg
@@ -12,10 +13,20 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.execution.stats import StepEventStatus
 from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecord,
+    AssetCheckExecutionRecordStatus,
+)
+from dagster._core.storage.event_log.base import AssetEntry, AssetRecord
 
-from synth_assets.assets.stages import SOURCE, STAGES, key, step_name
+from synth_assets.assets.stages import SOURCE, key, sources_of, stages_of, step_name
 from synth_assets.spec.load import Dataset
 from synth_assets.store.content import ContentStore
+
+EVALUATED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
+EARLIER_VERDICTS = 20
+# Metadata of a check: the versions of the other tables it looked at, by stage.
+COMPARED_WITH = "compared_with"
 
 Standing = Literal["fresh", "stale", "missing", "failed"]
 
@@ -23,7 +34,7 @@ Standing = Literal["fresh", "stale", "missing", "failed"]
 @dataclass(frozen=True)
 class StageStatus:
     """``stale``: made by another declaration or from other parents than now stand, or not yet
-    through its blocking checks. ``failed``: the last attempt failed, or a blocking check did."""
+    judged by all of its checks. ``failed``: the last attempt failed, or a blocking check did."""
 
     stage: str
     status: Standing
@@ -47,26 +58,90 @@ class CheckStatus:
     description: str
 
 
+@dataclass(frozen=True)
+class Records:
+    """What an instance has recorded about datasets, read at once for all of them.
+
+    A view of one moment: whoever waits for a change reads anew.
+    """
+
+    instance: dg.DagsterInstance
+    graph: Any
+    assets: Mapping[dg.AssetKey, AssetEntry]
+    checks: Mapping[dg.AssetCheckKey, AssetCheckExecutionRecord]
+    # Internal to Dagster; it is what the UI's badges come from.
+    resolver: CachingStaleStatusResolver
+
+    @classmethod
+    def read(
+        cls, instance: dg.DagsterInstance, graph: Any, datasets: Collection[Dataset]
+    ) -> Records:
+        """``graph``: an asset graph that the datasets are in."""
+        context = LoadingContextForTest(instance)
+        keys = [key(dataset, stage) for dataset in datasets for stage in stages_of(dataset)]
+        found = AssetRecord.blocking_get_many(context, keys)
+        names = {dataset.name for dataset in datasets}
+        checks = [check for check in graph.asset_check_keys if check.asset_key.path[0] in names]
+        return cls(
+            instance,
+            graph,
+            {r.asset_entry.asset_key: r.asset_entry for r in found if r is not None},
+            instance.event_log_storage.get_latest_asset_check_execution_by_key(checks),
+            CachingStaleStatusResolver(instance, graph, context),
+        )
+
+    @cached_property
+    def declared(self) -> Mapping[str, dict[dg.AssetCheckKey, bool]]:
+        """Every check of the graph by dataset: key -> blocking."""
+        found: dict[str, dict[dg.AssetCheckKey, bool]] = {}
+        for check in self.graph.asset_check_keys:
+            blocking = self.graph.get(check).blocking
+            found.setdefault(check.asset_key.path[0], {})[check] = blocking
+        return found
+
+    def in_sync(self, dataset: Dataset, stage: str) -> bool:
+        """Made by the declaration and from the parents that now stand."""
+        return self.resolver.get_status(key(dataset, stage)) is StaleStatus.FRESH
+
+    def sources(self, dataset: Dataset) -> list[StageStatus]:
+        """What is observed of the dataset: its human sources and, if any, its synthetic ones."""
+        return [_source(dataset, self.instance, name) for name in sources_of(dataset)]
+
+    def checks_of(self, dataset: Dataset) -> list[CheckStatus]:
+        """See :func:`check_statuses`."""
+        declared = self.declared.get(dataset.name, {})
+        latest = {check: self.checks[check] for check in declared if check in self.checks}
+        standing = {
+            check.asset_key: entry.last_materialization_record
+            for check in declared
+            if (entry := self.assets.get(check.asset_key)) is not None
+        }
+        return _check_statuses(self.instance, declared, latest, standing)
+
+
 def dataset_status(
-    dataset: Dataset, instance: dg.DagsterInstance, graph: Any, store: ContentStore
+    dataset: Dataset,
+    instance: dg.DagsterInstance,
+    graph: Any,
+    store: ContentStore,
+    records: Records | None = None,
 ) -> list[StageStatus]:
-    """Every stage in order of the graph. ``graph``: the repository's asset graph."""
-    # The resolver is internal to Dagster; it is what the UI's badges come from.
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    keys = [key(dataset, stage) for stage in STAGES]
-    records = {r.asset_entry.asset_key: r.asset_entry for r in instance.get_asset_records(keys)}
-    declared = declared_checks(dataset, graph)
-    evaluated = check_statuses(instance, declared)
+    """Every stage in order of the graph. ``graph``: the repository's asset graph.
+
+    ``records``: where they have been read already, for many datasets at once.
+    """
+    records = records or Records.read(instance, graph, [dataset])
+    evaluated = records.checks_of(dataset)
     blocked = {check.stage for check in evaluated if check.blocking and not check.passed}
     known = {(check.stage, check.name) for check in evaluated}
     unchecked = {
         check.asset_key.path[-1]
-        for check, blocking in declared.items()
-        if blocking and (check.asset_key.path[-1], check.name) not in known
+        for check in records.declared.get(dataset.name, {})
+        if (check.asset_key.path[-1], check.name) not in known
     }
-    stages = [_source(dataset, instance)]
-    for stage in STAGES:
-        entry = records.get(key(dataset, stage))
+    stages = records.sources(dataset)
+    for stage in stages_of(dataset):
+        entry = records.assets.get(key(dataset, stage))
         event = entry.last_materialization if entry else None
         made = event.asset_materialization if event else None
         if event is None or made is None:
@@ -78,8 +153,8 @@ def dataset_status(
         tags, metadata = made.tags or {}, made.metadata
         version = tags.get("dagster/data_version")
         rows = metadata.get("dagster/row_count")
-        status = _standing(resolver.get_status(key(dataset, stage)))
-        if stage in unchecked:  # nothing may be built upon it before its blocking checks passed
+        status = "fresh" if records.in_sync(dataset, stage) else "stale"
+        if stage in unchecked:  # nothing may be built upon it, or said of it, before it is judged
             status = "stale"
         if version is None or not store.path(dataset.name, stage, version).exists():
             status = "missing"
@@ -103,21 +178,38 @@ def check_statuses(
 ) -> list[CheckStatus]:
     """Checks that have been evaluated on what now stands. ``declared``: key -> blocking.
 
-    An evaluation of an earlier table, or one that was planned and never came (a kill between a
-    stage and its check), says nothing about the table that stands and is left out.
+    An evaluation of an earlier table, one that was planned and never came (a kill between a stage
+    and its check), and one that compared the table with other tables than now stand say nothing
+    and are left out.
     """
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(declared))
     assets = instance.get_asset_records(list({check.asset_key for check in declared}))
     standing = {r.asset_entry.asset_key: r.asset_entry.last_materialization_record for r in assets}
+    return _check_statuses(instance, declared, latest, standing)
+
+
+def _check_statuses(
+    instance: dg.DagsterInstance,
+    declared: Mapping[dg.AssetCheckKey, bool],
+    latest: Mapping[dg.AssetCheckKey, AssetCheckExecutionRecord],
+    standing: Mapping[dg.AssetKey, dg.EventLogRecord | None],
+) -> list[CheckStatus]:
+    """``latest``: executions; ``standing``: materialisations, of the checks' assets."""
     found = []
     for check_key in sorted(latest, key=lambda k: (k.asset_key.path, k.name)):
-        record, made = latest[check_key], standing.get(check_key.asset_key)
-        evaluation = record.evaluation
-        if not isinstance(evaluation, AssetCheckEvaluation) or made is None:
+        made = standing.get(check_key.asset_key)
+        if made is None:
             continue
-        target = evaluation.target_materialization_data
-        same_run = record.run_id == made.run_id
-        if not same_run and (target is None or target.storage_id != made.storage_id):
+        evaluation = _verdict(latest[check_key], made, standing)
+        if evaluation is None:
+            # "Latest" is by when a run planned it: of two runs at once, the one that planned last
+            # need not be the one whose table stands.
+            earlier = instance.event_log_storage.get_asset_check_execution_history(
+                check_key, limit=EARLIER_VERDICTS, status=EVALUATED
+            )
+            verdicts = (_verdict(record, made, standing) for record in earlier)
+            evaluation = next((one for one in verdicts if one is not None), None)
+        if evaluation is None:
             continue
         found.append(
             CheckStatus(
@@ -131,6 +223,31 @@ def check_statuses(
     return found
 
 
+def _verdict(
+    record: AssetCheckExecutionRecord,
+    made: dg.EventLogRecord,
+    standing: Mapping[dg.AssetKey, dg.EventLogRecord | None],
+) -> AssetCheckEvaluation | None:
+    """What the execution found, if it judged the table that ``made`` is the record of."""
+    evaluation = record.evaluation
+    if not isinstance(evaluation, AssetCheckEvaluation):
+        return None
+    target = evaluation.target_materialization_data
+    same_table = target is not None and target.storage_id == made.storage_id
+    if not (same_table or record.run_id == made.run_id):
+        return None
+    compared = evaluation.metadata.get(COMPARED_WITH)
+    others: Any = compared.value if compared is not None else {}
+    siblings = {key.path[-1]: found for key, found in standing.items()}
+    same = all(_data_version(siblings.get(stage)) == seen for stage, seen in others.items())
+    return evaluation if same else None
+
+
+def _data_version(record: dg.EventLogRecord | None) -> str | None:
+    made = record.event_log_entry.asset_materialization if record else None
+    return (made.tags or {}).get("dagster/data_version") if made else None
+
+
 def declared_checks(dataset: Dataset, graph: Any) -> dict[dg.AssetCheckKey, bool]:
     """Every check of the dataset in an asset graph: key -> blocking."""
     return {
@@ -140,28 +257,26 @@ def declared_checks(dataset: Dataset, graph: Any) -> dict[dg.AssetCheckKey, bool
     }
 
 
-def observe_source(dataset: Dataset, instance: dg.DagsterInstance, version: str) -> bool:
-    """Record the source's content hash if it is new; True when it was."""
-    if _source(dataset, instance).data_version == version:
+def observe_source(
+    dataset: Dataset, instance: dg.DagsterInstance, version: str, name: str = SOURCE
+) -> bool:
+    """Record a source's content hash if it is new; True when it was."""
+    if _source(dataset, instance, name).data_version == version:
         return False
     instance.report_runless_asset_event(
-        dg.AssetObservation(key(dataset, SOURCE), tags={"dagster/data_version": version})
+        dg.AssetObservation(key(dataset, name), tags={"dagster/data_version": version})
     )
     return True
 
 
-def _source(dataset: Dataset, instance: dg.DagsterInstance) -> StageStatus:
-    records = instance.fetch_observations(key(dataset, SOURCE), limit=1).records
+def _source(dataset: Dataset, instance: dg.DagsterInstance, name: str = SOURCE) -> StageStatus:
+    records = instance.fetch_observations(key(dataset, name), limit=1).records
     if not records:
-        return StageStatus(SOURCE, "missing", None, None, None, None)
+        return StageStatus(name, "missing", None, None, None, None)
     observation = records[0].asset_observation
     tags: Mapping[str, str] = (observation.tags if observation else None) or {}
     version = tags.get("dagster/data_version")
-    return StageStatus(SOURCE, "fresh", None, version, None, _iso(records[0].timestamp))
-
-
-def _standing(status: StaleStatus) -> Standing:
-    return {"FRESH": "fresh", "STALE": "stale", "MISSING": "missing"}[status.value]  # type: ignore[return-value]
+    return StageStatus(name, "fresh", None, version, None, _iso(records[0].timestamp))
 
 
 def _attempt_failed(instance: dg.DagsterInstance, entry: Any, dataset: Dataset, stage: str) -> bool:
