@@ -8,42 +8,30 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from synth_assets.errors import SpecError, Stopped, SynthError, UsageError
-from synth_assets.settings import DEFAULT_DAGSTER_HOME, defs_roots, home
-from synth_assets.spec.load import Dataset, Discovery, discover
+from synth_assets.commands.batches import batches
+from synth_assets.commands.erase import COMMANDS as ERASE_COMMANDS
+from synth_assets.commands.export import export
+from synth_assets.commands.ledger import ledger
+from synth_assets.commands.lineage import COMMANDS as LINEAGE_COMMANDS
+from synth_assets.commands.releases import COMMANDS as RELEASE_COMMANDS
+from synth_assets.commands.upkeep import COMMANDS as UPKEEP_COMMANDS
+from synth_assets.errors import SpecError, UsageError
+from synth_assets.settings import defs_roots, home
+from synth_assets.spec.load import Dataset, dataset_named, discover, no_such_dataset
+from synth_assets.terminal import as_json, clean_errors
+from synth_assets.terminal import plain as _plain
+from synth_assets.terminal import print_table as _print
+from synth_assets.terminal import table as _table
 
-F = TypeVar("F", bound=Callable[..., Any])
 STATUS_COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "failed": "red"}
 
 
-def clean_errors(function: F) -> F:
-    """User errors become one message and their exit code; anything else stays a traceback."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except SynthError as error:
-            click.echo(str(error), err=True)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            stopped = Stopped()
-            click.echo(str(stopped), err=True)
-            sys.exit(stopped.exit_code)
-
-    return wrapped  # type: ignore[return-value]
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 dataset_argument = click.argument("dataset")
 
 
@@ -101,7 +89,7 @@ def check(datasets: tuple[str, ...], as_json: bool) -> None:
     names = {*found.datasets, *(b.name for b in found.broken)}
     for name in datasets:
         if name not in names:
-            raise _no_such_dataset(name, found)
+            raise no_such_dataset(name, found)
     broken = [b for b in found.broken if not datasets or b.name in datasets]
     fine = [name for name in found.datasets if not datasets or name in datasets]
     if as_json:
@@ -122,18 +110,20 @@ def check(datasets: tuple[str, ...], as_json: bool) -> None:
 @as_json
 @clean_errors
 def status(dataset: str, as_json: bool) -> None:
-    """Show how every stage stands: fresh, stale, missing or failed.
+    """Show how every stage stands (fresh, stale, missing or failed) and what automation does.
 
     Example: synth status work_orders --json
     """
     with _session(dataset) as session:
-        stages = session.statuses()
-        if as_json:
-            click.echo(
-                json.dumps({"dataset": dataset, "stages": [stage.to_dict() for stage in stages]})
-            )
-            return
-        _print(_status_table(stages))
+        from synth_assets.refresh.told import told
+
+        stages, refresh = session.statuses(), told(session)
+    if as_json:
+        rows = [stage.to_dict() for stage in stages]
+        click.echo(json.dumps({"dataset": dataset, "stages": rows, "refresh": refresh.to_dict()}))
+        return
+    _print(_status_table(stages))
+    click.echo(refresh.sentence())
 
 
 @main.command()
@@ -150,16 +140,20 @@ def run(
 
     Example: synth run work_orders
     """
+    from synth_assets.audit.events import reported
+    from synth_assets.erasure.erase import finish_first
     from synth_assets.progress import Progress
     from synth_assets.run import run_dataset
 
-    _known_stages([*force, *([until] if until else [])])
     with (
         Progress(quiet=as_json) as progress,
         _session(
             dataset, notify=progress.line, report=progress.report, concurrency=concurrency
         ) as session,
+        reported(session.instance, dataset, progress.line if not as_json else _warn),
     ):
+        _known_stages(session.dataset, [*force, *([until] if until else [])])
+        finish_first(session, discover(defs_roots()).datasets)
         summary = run_dataset(session, until=until, force=force, on_wave=progress.wave)
     if as_json:
         click.echo(json.dumps(progress.as_dict(summary)))
@@ -184,11 +178,12 @@ def plan(dataset: str, as_json: bool) -> None:
 
     Example: synth plan work_orders --json
     """
+    from synth_assets.assets.stages import free_stages
     from synth_assets.forecast import forecast
     from synth_assets.run import run_dataset
 
     with _session(dataset) as session:
-        summary = run_dataset(session, until="plan")
+        summary = run_dataset(session, until=free_stages(session.dataset))
         if summary.exit_code:
             for problem in summary.problems:
                 click.echo(problem, err=True)
@@ -204,33 +199,26 @@ def plan(dataset: str, as_json: bool) -> None:
     click.echo(found.sentence())
 
 
+for _command in (
+    *(ledger, batches, export),
+    *RELEASE_COMMANDS,
+    *UPKEEP_COMMANDS,
+    *LINEAGE_COMMANDS,
+    *ERASE_COMMANDS,
+):
+    main.add_command(_command)
+
+
 # --- helpers --------------------------------------------------------------------------------
 
 
-def _dataset(name: str) -> Dataset:
-    found = discover(defs_roots())
-    for b in found.broken:
-        if b.name == name and name not in found.datasets:
-            raise b.error
-    if name not in found.datasets:
-        raise _no_such_dataset(name, found)
-    return found.datasets[name]
+def _known_stages(dataset: Dataset, stages: list[str]) -> None:
+    from synth_assets.assets.stages import stages_of
 
-
-def _no_such_dataset(name: str, found: Discovery) -> UsageError:
-    names = sorted({*found.datasets, *(b.name for b in found.broken)})
-    return UsageError(
-        f"no dataset named {name!r}",
-        fix=f"one of: {', '.join(names) or 'none found'}; SYNTH_DEFS adds folders",
-    )
-
-
-def _known_stages(stages: list[str]) -> None:
-    from synth_assets.assets.stages import STAGES
-
+    known = stages_of(dataset)
     for stage in stages:
-        if stage not in STAGES:
-            raise UsageError(f"no stage named {stage!r}", fix=f"one of: {', '.join(STAGES)}")
+        if stage not in known:
+            raise UsageError(f"no stage named {stage!r}", fix=f"one of: {', '.join(known)}")
 
 
 class _session:
@@ -240,15 +228,13 @@ class _session:
         self._name, self._workbench = name, workbench
 
     def __enter__(self) -> Any:
-        dataset = _dataset(self._name)
+        dataset = dataset_named(self._name, defs_roots())
         _quiet()
-        import dagster as dg
-
         from synth_assets.assets.workbench import Workbench
+        from synth_assets.instance import open_instance
         from synth_assets.run import Session
 
-        os.environ.setdefault("DAGSTER_HOME", str(DEFAULT_DAGSTER_HOME))
-        self._instance = dg.DagsterInstance.get()
+        self._instance = open_instance()
         bench = Workbench(home(), **{k: v for k, v in self._workbench.items() if v is not None})
         return Session.open(dataset, self._instance, bench)
 
@@ -257,33 +243,14 @@ class _session:
             self._instance.dispose()
 
 
+def _warn(text: str) -> None:
+    click.echo(text, err=True)
+
+
 def _quiet() -> None:
     """Dagster's own log of a run goes to its instance, not over the table a person reads."""
     warnings.filterwarnings("ignore", category=Warning, module=r"dagster.*")
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
-
-
-def _plain(value: object) -> str:
-    """Untrusted text for a terminal table: no markup, no control characters."""
-    from rich.markup import escape
-
-    text = "" if value is None else str(value)
-    return escape("".join(c if c.isprintable() else " " for c in text))
-
-
-def _table(*columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column)
-    return table
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(table)
 
 
 def _status_table(stages: list[Any], ran: tuple[str, ...] = ()) -> Any:

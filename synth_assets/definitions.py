@@ -6,9 +6,12 @@ from pathlib import Path
 
 import dagster as dg
 
+from synth_assets.assets.batches import batch_sensor
 from synth_assets.assets.graph import dataset_definitions
 from synth_assets.assets.workbench import Workbench
+from synth_assets.audit.events import lineage_sensors
 from synth_assets.components.synthetic_dataset import broken_definitions
+from synth_assets.refresh.sensor import refresh_sensor
 from synth_assets.settings import PROJECT_DEFS, PROJECT_ROOT, defs_roots, home
 from synth_assets.spec.load import Discovery, discover
 from synth_assets.store.content import ContentStore
@@ -18,7 +21,11 @@ from synth_assets.store.io_manager import IO_MANAGER_KEY, ContentIOManager
 @dg.definitions
 def defs() -> dg.Definitions:
     found = discover(defs_roots())
-    return dg.Definitions.merge(*_declared(found), _runtime())
+    healthy = list(found.datasets.values())
+    sensors = dg.Definitions(
+        sensors=[batch_sensor(healthy), refresh_sensor(healthy), *lineage_sensors()]
+    )
+    return dg.Definitions.merge(*_declared(found), _runtime(), sensors)
 
 
 def _runtime() -> dg.Definitions:

@@ -3,6 +3,7 @@
 ``SYNTH_HOME``  everything that is written (default: ``data/`` beside ``pyproject.toml``).
 ``SYNTH_DEFS``  folders with datasets kept outside the project (separated like ``PATH``).
 ``SYNTH_CACHE`` fetched artifacts, shared between homes (default: ``<SYNTH_HOME>/cache``).
+``SYNTH_REFRESH_INTERVAL_S`` seconds between two looks of the ``refresh`` sensor (default: 30).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ PACKAGE_ROOT = Path(__file__).resolve().parent
 PROJECT_ROOT = PACKAGE_ROOT.parent
 PROJECT_DEFS = PACKAGE_ROOT / "defs"
 DEFAULT_DAGSTER_HOME = PROJECT_ROOT / "dagster_home"
+REFRESH_INTERVAL_S = 30
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ def home() -> Home:
     configured = os.environ.get("SYNTH_HOME")
     root = Path(configured).expanduser() if configured else PROJECT_ROOT / "data"
     return Home(root.resolve())
+
+
+def refresh_interval_s() -> int:
+    """Seconds between two looks of the ``refresh`` sensor; what is no number counts as unset."""
+    configured = os.environ.get("SYNTH_REFRESH_INTERVAL_S", "")
+    return max(int(configured), 1) if configured.isdecimal() else REFRESH_INTERVAL_S
 
 
 def defs_roots() -> list[Path]:

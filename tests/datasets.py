@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,15 +115,23 @@ class DatasetFolder:
     def defs_file(self) -> Path:
         return self.folder / "defs.yaml"
 
+    @property
+    def labels(self) -> dict[str, str]:
+        return dict(self.attributes["task"]["labels"])
+
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write_spec()
-        (self.folder / "prompt.md.j2").write_text(self.prompt, encoding="utf-8")
+        self.write_prompt(self.prompt)
         write_csv(self.folder / "human.csv", self.rows)
 
     def write_spec(self) -> None:
         document = {"type": "synth_assets.SyntheticDataset", "attributes": self.attributes}
         self.defs_file.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+    def write_prompt(self, text: str) -> None:
+        self.prompt = text
+        (self.folder / "prompt.md.j2").write_text(text, encoding="utf-8")
 
     def edit(self, path: str, value: Any) -> None:
         """Set a dotted key of the spec and write it."""
@@ -132,3 +141,13 @@ class DatasetFolder:
             node = node.setdefault(parent, {})
         node[last] = value
         self.write_spec()
+
+
+def text_of(body: dict[str, Any]) -> str:
+    """The prompt of a chat request."""
+    return str(body["messages"][-1]["content"])
+
+
+def labels_in(prompts: Iterable[str]) -> set[str]:
+    """Labels that prompts ask for."""
+    return {label for text in prompts for label in WORDS if f'tickets about "{label}"' in text}

@@ -167,6 +167,12 @@ def plan(wanted: dict[str, int], **changes: object) -> pl.DataFrame:
     )
 
 
+def test_labels_take_turns_in_a_plan() -> None:
+    calls = plan({"billing": 30, "login": 30})
+    assert calls["cell"].head(6).to_list() == ["billing", "login"] * 3
+    assert calls["ordinal"].is_sorted()
+
+
 def test_balance_lifts_every_label_to_the_largest() -> None:
     assert balance_to_largest({"a": 10, "b": 4}) == {"a": 0, "b": 6}
 
@@ -339,9 +345,22 @@ def test_rounds_ask_for_what_is_missing_and_stop_at_the_limit() -> None:
     assert second["ordinal"].to_list() == [3, 4]
     states = update(states, second, {"billing": 9, "login": 3})
     assert next_round(calls, states, first_yield=0.8).is_empty()
-    assert shortfall(calls, {"billing": 9, "login": 3}).select(
-        "cell", "wanted", "accepted"
-    ).rows() == [("billing", 12, 9)]
+
+
+def test_a_shortfall_names_the_cell_its_counts_and_the_reasons_of_its_rejects() -> None:
+    plan = pl.DataFrame({"cell": ["a"] * 3 + ["b"] * 2 + ["c"], "wanted": [4] * 3 + [1] * 2 + [2]})
+    judged = pl.DataFrame(
+        {
+            "cell": ["a", "a", "a", "a", "b"],
+            "request_id": ["1", "1", "2", "2", "3"],
+            "reason": [None, "too_short", "near_duplicate", "near_duplicate", None],
+        }
+    )
+    assert shortfall(plan, judged).rows() == [
+        ("a", 4, 1, 2, 3, "near_duplicate 2, too_short 1"),
+        ("c", 2, 0, 0, 1, ""),
+    ]
+    assert shortfall(plan, None)["accepted"].to_list() == [0, 0, 0]
 
 
 def test_accepted_counts_rows_without_a_reason() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from synth_assets.assets.stages import STAGES
+from synth_assets.assets.stages import COMMON_STAGES as STAGES
 from tests.test_run import run, statuses, table
 
 

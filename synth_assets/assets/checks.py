@@ -14,6 +14,7 @@ import polars as pl
 from synth_assets.assets import evidence
 from synth_assets.assets.stages import key
 from synth_assets.spec.load import Dataset
+from synth_assets.store.digest import frame_digest
 
 Compare = Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
 
@@ -39,6 +40,16 @@ def leak_check(
     ) -> dg.AssetCheckResult:
         unseen = pl.concat([holdout, human_train.filter(pl.col("split") == "validation")])
         found = compare(rows, unseen)
-        return evidence.result(key(dataset, stage), "no_leakage", found, rows=rows.height)
+        return evidence.result(
+            key(dataset, stage),
+            "no_leakage",
+            found,
+            rows=rows.height,
+            # The verdict lapses when one of them changes, though the stage itself may not.
+            compared_with={
+                "holdout": frame_digest(holdout),
+                "human_train": frame_digest(human_train),
+            },
+        )
 
     return no_leakage

@@ -12,15 +12,13 @@ from schemas.human import human_rows
 from synth_assets.assets import evidence
 from synth_assets.assets.allowed import allowed_values
 from synth_assets.assets.failures import shown_to_user
-from synth_assets.assets.source import source_files, source_format
+from synth_assets.assets.loading import load
 from synth_assets.assets.stages import check, key, tables
 from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import SourceError
 from synth_assets.lifecycle.leakage import group_overlap, leaks
 from synth_assets.lifecycle.partition import PartitionRules, partition
 from synth_assets.lifecycle.records import with_record_id
-from synth_assets.sources.files import fingerprint, read_batches
-from synth_assets.sources.landing import land, read_landed
 from synth_assets.spec.load import Dataset
 from synth_assets.tasks import task_for
 
@@ -32,29 +30,11 @@ def human_lane(dataset: Dataset) -> list[dg.AssetsDefinition]:
 
 
 def _human_raw(dataset: Dataset) -> dg.AssetsDefinition:
-    task = task_for(dataset.spec)
-
     @tables(dataset, ["human_raw"])
     def human_raw(workbench: dg.ResourceParam[Workbench]) -> Iterator[Any]:
         with shown_to_user():
-            paths, form = source_files(dataset, workbench.home), source_format(dataset)
-            landed = land(
-                read_batches(paths, form, required_columns=task.required_columns()),
-                dataset=dataset.name,
-                home=workbench.home.root,
-                source_version=fingerprint(paths, form),
-            )
-            raw = read_landed(landed)
-        yield dg.Output(
-            raw,
-            "human_raw",
-            metadata={
-                "landed_in": dg.MetadataValue.path(str(landed.database)),
-                "load_id": landed.load_id,
-                "files": len(paths),
-                **{f"problem/{name}": count for name, count in landed.problems.items()},
-            },
-        )
+            raw, metadata = load(dataset, workbench, "human", into=dataset.name)
+        yield dg.Output(raw, "human_raw", metadata=metadata)
 
     return human_raw
 
@@ -102,9 +82,9 @@ def _human(dataset: Dataset) -> dg.AssetsDefinition:
     return human
 
 
-def _sides(dataset: Dataset) -> dg.AssetsDefinition:
-    task, spec = task_for(dataset.spec), dataset.spec
-    rules = PartitionRules(
+def partition_rules(dataset: Dataset) -> PartitionRules:
+    spec = dataset.spec
+    return PartitionRules(
         holdout=spec.partition.holdout,
         validation=spec.partition.validation,
         salt=spec.partition.salt,
@@ -112,6 +92,10 @@ def _sides(dataset: Dataset) -> dg.AssetsDefinition:
         limit_train=spec.human.limit_train,
         min_train_per_stratum=spec.human.min_train_per_label,
     )
+
+
+def _sides(dataset: Dataset) -> dg.AssetsDefinition:
+    task, rules = task_for(dataset.spec), partition_rules(dataset)
     allowed = allowed_values(dataset)
 
     @tables(

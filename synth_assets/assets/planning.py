@@ -12,13 +12,17 @@ from synth_assets.assets import evidence
 from synth_assets.assets.checks import leak_check
 from synth_assets.assets.failures import shown_to_user
 from synth_assets.assets.stages import check, key, tables
+from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import SynthError
 from synth_assets.lifecycle.diversity import select_diverse
 from synth_assets.lifecycle.leakage import leaks, prompt_leaks
 from synth_assets.lifecycle.plan import PlanRules, balance_to_largest, fill_share, make_plan
 from synth_assets.lifecycle.records import with_record_id
+from synth_assets.lifecycle.seats import Seats, seated
+from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
 from synth_assets.spec.model import AtLeastTarget, BalanceTarget, CountsTarget
+from synth_assets.store.erasures import Log
 from synth_assets.tasks import task_for
 
 
@@ -52,9 +56,11 @@ def _seeds(dataset: Dataset) -> dg.AssetsDefinition:
             check(dataset, "seeds", "label_support", "Every label has a seed.", blocking=False),
         ],
     )
-    def seeds(human_train: pl.DataFrame) -> Iterator[Any]:
+    def seeds(workbench: dg.ResourceParam[Workbench], human_train: pl.DataFrame) -> Iterator[Any]:
         train = human_train.filter(pl.col("split") == "train")
-        chosen = choose_seeds(dataset, train)
+        with shown_to_user():
+            seats = Log(workbench.home.root, dataset.name).seats()
+        chosen = choose_seeds(dataset, train, seats)
         yield dg.Output(chosen, "seeds", metadata={"labels": _per_stratum(chosen, task.stratum)})
         missing = train.select(pl.col(task.stratum).unique().sort()).join(
             chosen, on=task.stratum, how="anti"
@@ -66,8 +72,21 @@ def _seeds(dataset: Dataset) -> dg.AssetsDefinition:
     return seeds
 
 
-def choose_seeds(dataset: Dataset, train: pl.DataFrame) -> pl.DataFrame:
-    """Seeds from human training rows and from hand: record_id, origin, payload, seed_rank."""
+def choose_seeds(
+    dataset: Dataset, train: pl.DataFrame, seats: Sequence[Seats] = ()
+) -> pl.DataFrame:
+    """Seeds from human training rows and from hand: record_id, origin, payload, seed_rank.
+
+    ``seats``: where seeds stay because of erasures; may add the column ``slot``.
+    """
+    chosen = _chosen(dataset, train)
+    if not seats:
+        return chosen
+    stratum, code = task_for(dataset.spec).stratum, code_version(dataset, "seeds")
+    return seated(chosen, train, seats, stratum=stratum, code=code)
+
+
+def _chosen(dataset: Dataset, train: pl.DataFrame) -> pl.DataFrame:
     task, spec = task_for(dataset.spec), dataset.spec
     from_data = select_diverse(
         train,

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
+from synth_assets.assets.references import COLUMN_LINEAGE, code_references, column_lineage
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
+from synth_assets.spec.refresh import duration
 from synth_assets.store.io_manager import IO_MANAGER_KEY
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One asset of the graph. ``shaped_by``: its entry in the fingerprint tables."""
+    """One asset of the graph. ``shaped_by``: its entry in the fingerprint tables; ``source``:
+    what the parent ``source`` stands for."""
 
     name: str
     lane: str
     shaped_by: str
     parents: tuple[str, ...]
     description: str
+    source: str = "source"
 
 
+SOURCE, IMPORT_SOURCE = "source", "import_source"
 _HUMAN = ("human_train", "holdout")
+_JUDGED = ("plan", "imported", "candidates", *_HUMAN)
+# Only a dataset with a synthetic source has these; for others they are nobody's parents either.
+_IMPORTING = frozenset({"imported_raw", "imported"})
 _TABLES = (
     Stage("human_raw", "human", "human_raw", ("source",), "Source rows as found, landed by dlt."),
     Stage("human", "human", "human", ("human_raw",), "Usable human rows, each text once."),
@@ -32,15 +40,32 @@ _TABLES = (
     Stage("human_train", "human", "partition", ("human",), "Human rows to learn from."),
     Stage("holdout", "human", "partition", ("human",), "Human rows that only measure."),
     Stage("set_aside", "human", "partition", ("human",), "Human rows on neither side, and why."),
+    Stage(
+        "imported_raw",
+        "synthetic",
+        "imported_raw",
+        ("source",),
+        "Synthetic rows from elsewhere as found, landed by dlt.",
+        source=IMPORT_SOURCE,
+    ),
+    Stage(
+        "imported",
+        "synthetic",
+        "imported",
+        ("imported_raw", "human_raw", "human", *_HUMAN),
+        "Synthetic rows from elsewhere, to be judged, with their parents.",
+    ),
     Stage("seeds", "plan", "seeds", ("human_train",), "Examples that prompts show."),
     Stage("plan", "plan", "plan", ("seeds", "human_train"), "Every call that may be made."),
-    Stage("candidates", "synthetic", "candidates", ("plan", *_HUMAN), "What the model wrote."),
     Stage(
-        "synthetic", "synthetic", "synthetic", ("plan", "candidates", *_HUMAN), "Rows that passed."
+        "candidates",
+        "synthetic",
+        "candidates",
+        ("plan", "imported", *_HUMAN),
+        "What the model wrote.",
     ),
-    Stage(
-        "rejects", "synthetic", "synthetic", ("plan", "candidates", *_HUMAN), "Rows that did not."
-    ),
+    Stage("synthetic", "synthetic", "synthetic", _JUDGED, "Rows that passed."),
+    Stage("rejects", "synthetic", "synthetic", _JUDGED, "Rows that did not."),
     Stage(
         "blend", "product", "blend", ("human_train", "synthetic"), "Human + synthetic, weighted."
     ),
@@ -58,7 +83,34 @@ RELEASE = Stage(
     "An immutable version: tables, manifest, card.",
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (*_TABLES, RELEASE)}
-SOURCE = "source"
+COMMON_STAGES = {name: stage for name, stage in STAGES.items() if name not in _IMPORTING}
+
+
+def stages_of(dataset: Dataset) -> dict[str, Stage]:
+    """The stages that ``dataset`` has, in order of the graph."""
+    return STAGES if dataset.spec.synthetic_sources else COMMON_STAGES
+
+
+def sources_of(dataset: Dataset) -> list[str]:
+    """The observed assets of ``dataset``: its human sources and, if any, its synthetic ones."""
+    return [SOURCE, IMPORT_SOURCE] if dataset.spec.synthetic_sources else [SOURCE]
+
+
+def free_stages(dataset: Dataset) -> list[str]:
+    """The last stages before a model is asked."""
+    return [name for name in ("plan", "imported") if name in stages_of(dataset)]
+
+
+def parents_of(dataset: Dataset, stage: str) -> list[str]:
+    """``source`` and the stages that ``stage`` of ``dataset`` is made from."""
+    present = {SOURCE, *stages_of(dataset)}
+    return [parent for parent in STAGES[stage].parents if parent in present]
+
+
+def made_from(dataset: Dataset, stage: str) -> list[str]:
+    """Names of the assets that ``stage`` is made from; a source by its own name."""
+    own = {SOURCE: STAGES[stage].source}
+    return [own.get(parent, parent) for parent in parents_of(dataset, stage)]
 
 
 def key(dataset: Dataset, stage: str) -> dg.AssetKey:
@@ -76,8 +128,14 @@ def step_name(dataset: Dataset, stage: str) -> str:
     return f"{dataset.name}__{first}"
 
 
-def out(dataset: Dataset, stage: str) -> dg.AssetOut:
-    """One table of a ``multi_asset``."""
+def out(
+    dataset: Dataset,
+    stage: str,
+    *,
+    required: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+) -> dg.AssetOut:
+    """One table of a ``multi_asset``; one that is not ``required`` may stay away."""
     declared = STAGES[stage]
     return dg.AssetOut(
         key=key(dataset, stage),
@@ -88,7 +146,16 @@ def out(dataset: Dataset, stage: str) -> dg.AssetOut:
         owners=dataset.spec.owners,
         tags={"synth/lane": declared.lane},
         kinds={"polars", "parquet"},
+        is_required=required,
+        freshness_policy=_freshness(dataset) if stage == RELEASE.name else None,
+        metadata=metadata,
     )
+
+
+def _freshness(dataset: Dataset) -> dg.FreshnessPolicy | None:
+    """How old a release may become before Dagster calls it overdue."""
+    declared = dataset.spec.refresh.fresh_within
+    return dg.FreshnessPolicy.time_window(duration(declared)) if declared else None
 
 
 def tables(
@@ -98,25 +165,43 @@ def tables(
     checks: Sequence[dg.AssetCheckSpec] = (),
     only_versions_of: Sequence[str] = (),
     pool: str | None = None,
+    required: bool = True,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """A decorator: the function's arguments are named after the stage's parents.
 
     Every stage it makes has the same parents, so a function that writes two tables is one step.
     Parents in ``only_versions_of`` are depended on, but their tables are not loaded.
     """
-    names = STAGES[stages[0]].parents
+    names = parents_of(dataset, stages[0])
     unloaded = {SOURCE, *only_versions_of}
-    return dg.multi_asset(
-        name=step_name(dataset, stages[0]),
-        outs={stage: out(dataset, stage) for stage in stages},
-        ins={name: dg.AssetIn(key=key(dataset, name)) for name in names if name not in unloaded},
-        deps=[key(dataset, name) for name in names if name in unloaded],
-        check_specs=list(checks),
-        group_name=None,
-        can_subset=False,
-        pool=pool,
-        op_tags={"synth/dataset": dataset.name},
-    )
+    source = {SOURCE: STAGES[stages[0]].source}
+
+    def declare(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        described = {stage: _described(dataset, stage, function) for stage in stages}
+        return dg.multi_asset(
+            name=step_name(dataset, stages[0]),
+            outs={
+                stage: out(dataset, stage, required=required, metadata=described[stage])
+                for stage in stages
+            },
+            ins={n: dg.AssetIn(key=key(dataset, n)) for n in names if n not in unloaded},
+            deps=[key(dataset, source.get(name, name)) for name in names if name in unloaded],
+            check_specs=list(checks),
+            group_name=None,
+            can_subset=False,
+            pool=pool,
+            op_tags={"synth/dataset": dataset.name},
+        )(function)
+
+    return declare
+
+
+def _described(dataset: Dataset, stage: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """Where the stage's columns come from, and the files that its code and declaration are in."""
+    return {
+        COLUMN_LINEAGE: column_lineage(dataset, stage),
+        "dagster/code_references": code_references(dataset, stage, function),
+    }
 
 
 def check(

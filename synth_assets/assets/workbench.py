@@ -24,3 +24,8 @@ class Workbench:
     notify: Notify = _silent
     report: Report = _silent
     concurrency: int | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether anybody is told about progress; numbers need not be made for nobody."""
+        return self.report is not _silent

@@ -47,6 +47,13 @@ class SyntheticDataset(dg.Component):
         path = Path(context.path)
         return cls(path if path.is_dir() else path.parent)
 
+    @classmethod
+    def get_code_references_for_yaml(
+        cls, yaml_path: Path, source_position: Any, context: ComponentLoadContext
+    ) -> list[Any]:
+        """None: every asset names the declaration itself."""
+        return []
+
     def build_defs(self, context: ComponentLoadContext) -> dg.Definitions:
         try:
             dataset = load_dataset(self.folder)

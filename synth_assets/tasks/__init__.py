@@ -47,6 +47,9 @@ class Task(Protocol):
     def required_columns(self) -> list[str]:
         """Source columns without which nothing can be read."""
 
+    def source_columns(self) -> dict[str, str]:
+        """Payload column -> the source column it is read from."""
+
     def strata(self) -> dict[str, str] | None:
         """Declared strata with descriptions; None when they come from the data."""
 
@@ -75,6 +78,12 @@ class Task(Protocol):
 
     def read_item(self, item: object, *, stratum: str) -> dict[str, str] | None:
         """One item of an answer (an object, or a line of a plain list) -> payload, or None."""
+
+    def as_instructions(self, rows: pl.DataFrame, *, strata: Sequence[str]) -> pl.DataFrame:
+        """Rows with payload columns -> ``instruction``, ``input``, ``output`` (String), in order.
+
+        What a language model would be asked (``input`` may be empty), and its right answer.
+        """
 
     def implausible(self, rows: pl.DataFrame, human: pl.DataFrame) -> pl.DataFrame:
         """Generated rows -> columns ``reason``, ``detail`` (null where nothing is wrong)."""

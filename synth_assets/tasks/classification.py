@@ -52,7 +52,10 @@ class Classification:
     # --- human rows -------------------------------------------------------------------------
 
     def required_columns(self) -> list[str]:
-        return [self.text_column, self.label_column, *self.group_by]
+        return [*self.source_columns().values(), *self.group_by]
+
+    def source_columns(self) -> dict[str, str]:
+        return {"text": self.text_column, "label": self.label_column}
 
     def strata(self) -> dict[str, str] | None:
         return dict(self.labels) if self.labels is not None else None
@@ -175,6 +178,20 @@ class Classification:
                 f"use one of: {', '.join(self.labels)}",
             )
         return None
+
+    # --- examples ---------------------------------------------------------------------------
+
+    def as_instructions(self, rows: pl.DataFrame, *, strata: Sequence[str]) -> pl.DataFrame:
+        labels = "\n".join(f"- {label}" for label in strata)
+        instruction = (
+            "Which of these labels fits the text below? "
+            f"Answer with that label only, as it is written here.\n{labels}"
+        )
+        return rows.select(
+            pl.lit(instruction).alias("instruction"),
+            pl.col("text").alias("input"),
+            pl.col("label").alias("output"),
+        )
 
     # --- answers ----------------------------------------------------------------------------
 

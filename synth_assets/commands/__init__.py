@@ -1,0 +1,1 @@
+"""The ``synth`` command, a module per family of verbs."""

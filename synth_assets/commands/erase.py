@@ -1,0 +1,263 @@
+"""``synth impact`` and ``synth erase``: what descends from a person's rows, and its deletion."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from synth_assets.commands.upkeep import OpenInstance
+from synth_assets.errors import Incomplete, UsageError
+from synth_assets.settings import defs_roots, home
+from synth_assets.spec.load import dataset_named, discover
+from synth_assets.terminal import as_json, clean_errors, plain, print_table, table
+
+F = TypeVar("F", bound=Callable[..., Any])
+KEPT_ELSEWHERE = (
+    "Not deleted, because it is not here or cannot be known: exports written with --out, ledgers "
+    "exported, homes made by synth reproduce, backups, models trained on a release, and what the "
+    "model's provider keeps of requests."
+)
+OWN_SOURCE = (
+    "The source itself is yours: take the rows out of it, too. Until then they are left out of "
+    "every load."
+)
+
+
+def selected(function: F) -> F:
+    """The options that say whose data is meant."""
+    for option in (
+        click.option("--group", multiple=True, metavar="VALUE", help="Of partition.group_by; once "
+                     "for each of its columns."),
+        click.option("--text-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                     help="Rows that say what this file says."),
+        click.option("--record", metavar="RECORD_ID", help="A human record, or its beginning."),
+        click.option("--source-row", metavar="SOURCE:ROW", help="A row as it landed."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("dataset")
+@selected
+@as_json
+@clean_errors
+def impact(dataset: str, as_json: bool, **words: Any) -> None:
+    """Show what descends from a row of the source: rows, prompts, calls, releases, exports.
+
+    Every kept version counts, not only what now stands.
+
+    Example: synth impact work_orders --source-row human.csv:12
+    """
+    from synth_assets.erasure.impact import impact as find
+    from synth_assets.erasure.select import Selector, select
+
+    declared = discover(defs_roots()).datasets
+    named = dataset_named(dataset, defs_roots())
+    with OpenInstance() as instance:
+        known = select(named, home(), instance, Selector(**_words(words)))
+        found = find(named, declared, home(), instance, known)
+    told = _told(found)
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    _show(told)
+
+
+@click.command()
+@click.argument("dataset")
+@selected
+@click.option("--reason", default="", metavar="TEXT", help="Kept with the record of the erasure.")
+@click.option("--yes", is_flag=True, help="Delete. Without it, only say what would go.")
+@click.option("--no-rebuild", is_flag=True, help="Do not make the stages again afterwards.")
+@as_json
+@clean_errors
+def erase(
+    dataset: str, reason: str, yes: bool, no_rebuild: bool, as_json: bool, **words: Any
+) -> None:
+    """Delete a row of the source, and all that was made from it, for good; then build again.
+
+    Without --yes it says what would be deleted and how many calls would be asked anew. Tables,
+    calls, releases, exports, what has landed, and Dagster's records go; a mark without any text
+    keeps the row out of later loads. An erasure that was cut short is finished first; with --yes
+    and nothing selected, that is all.
+
+    Example: synth erase work_orders --source-row human.csv:12 --reason "request 17" --yes
+    """
+    from synth_assets.erasure.erase import is_pending
+
+    given = _words(words)
+    named = dataset_named(dataset, defs_roots())
+    waiting = is_pending(home(), dataset)
+    if waiting and not yes:
+        raise Incomplete(
+            "an erasure of it is not finished", where=dataset, fix=f"synth erase {dataset} --yes"
+        )
+    if not waiting and not any(given.values()):
+        raise UsageError(
+            "say whose data is meant",
+            fix="one of --source-row SOURCE:ROW, --record ID, --text-file FILE, --group VALUE",
+        )
+    with OpenInstance() as instance:
+        told = _erased(named, instance, given, reason, yes=yes, say=not as_json)
+    code = 0
+    if yes and not no_rebuild:
+        rebuilt, code = _rebuilt(named, say=not as_json)
+        told["rebuilt"] = rebuilt
+    if as_json:
+        click.echo(json.dumps(told))
+    elif not yes:
+        click.echo("nothing was deleted; with --yes it is")
+    sys.exit(code)
+
+
+COMMANDS = (impact, erase)
+
+
+# --- helpers --------------------------------------------------------------------------------
+
+
+def _words(words: dict[str, Any]) -> dict[str, Any]:
+    return {**words, "group": tuple(words["group"])}
+
+
+def _erased(
+    dataset: Any, instance: Any, given: dict[str, Any], reason: str, *, yes: bool, say: bool
+) -> dict[str, Any]:
+    """Finishes what is left of an erasure, then looks, and deletes if it is to."""
+    from synth_assets.erasure.erase import alone, finish
+    from synth_assets.erasure.select import NothingLeft, Selector, select
+
+    declared, where = discover(defs_roots()).datasets, home()
+    told: dict[str, Any] = {"dataset": dataset.name, "erased": False, "finished": None}
+    notify = _to_stderr if say else _silent
+    if not yes:
+        known = select(dataset, where, instance, Selector(**given))
+        return told | _seen(dataset, declared, instance, known, given, say=say)[0]
+    with alone(where, instance, dataset.name, notify):
+        told["finished"] = finish(dataset, declared, where, instance)
+        if told["finished"] and say:
+            click.echo(f"finished the erasure of {told['finished']['at']}")
+        if not any(given.values()):
+            return told
+        try:
+            known = select(dataset, where, instance, Selector(**given))
+            return told | _deleted(dataset, declared, instance, known, given, reason, say=say)
+        except NothingLeft as nothing:
+            if say:
+                click.echo(str(nothing.problem))
+            return told | {"already": nothing.problem}
+
+
+def _deleted(
+    dataset: Any, declared: Any, instance: Any, known: Any, given: Any, reason: str, *, say: bool
+) -> dict[str, Any]:
+    from synth_assets.erasure.erase import erase as delete
+
+    told, seen = _seen(dataset, declared, instance, known, given, say=say)
+    told["removed"] = delete(seen, dataset, declared, home(), instance, reason=reason)["removed"]
+    told["erased"] = True
+    if say:
+        click.echo("deleted")
+        for line in (*_others(told), OWN_SOURCE, KEPT_ELSEWHERE):
+            click.echo(line)
+    return told
+
+
+def _seen(
+    dataset: Any, declared: Any, instance: Any, known: Any, given: Any, *, say: bool
+) -> tuple[dict[str, Any], Any]:
+    from synth_assets.erasure.erase import prospect
+    from synth_assets.erasure.select import NothingLeft, Selector, tombstoned
+    from synth_assets.store.erasures import Log
+
+    seen = prospect(dataset, declared, home(), instance, known, Selector(**given))
+    if seen.impact.nothing:
+        if tombstoned(known, Log(home().root, dataset.name).tombstones()):
+            raise NothingLeft("it was erased before", where=dataset.name)
+        raise UsageError("nothing of it is here", where=dataset.name, fix="check what was selected")
+    anew = seen.after.asked_anew
+    told: dict[str, Any] = {"impact": _told(seen.impact), "asked_anew": anew}
+    if say:
+        _show(told["impact"])
+        click.echo(_anew(anew))
+    return told, seen
+
+
+def _anew(asked: Any) -> str:
+    if asked is None:
+        return "how many calls will be asked anew is not known: not all of its tables are there"
+    per = ", ".join(f"{plain(label)} {count:,}" for label, count in asked.items())
+    return f"calls to be asked anew: {sum(asked.values()):,}" + (f" ({per})" if per else "")
+
+
+def _told(found: Any) -> dict[str, Any]:
+    from synth_assets.erasure.erase import counts_of
+
+    return {
+        "dataset": found.dataset,
+        "stages": found.stages(),
+        "calls": sorted(found.calls),
+        "counts": counts_of(found),
+        "releases": [one.to_dict() for one in found.releases],
+        "exports": [str(path) for path in found.exports],
+        "other_datasets": found.others,
+    }
+
+
+def _show(told: dict[str, Any]) -> None:
+    made = table("stage", "rows now", "tables", "rows at most")
+    for stage in told["stages"]:
+        counts = (stage[name] for name in ("rows", "tables", "most_rows"))
+        made.add_row(plain(stage["stage"]), *(f"{count:,}" for count in counts))
+    print_table(made)
+    counts = told["counts"]
+    click.echo(f"calls in the ledger: {counts['calls']:,}; failures: {counts['failures']:,}")
+    for one in told["releases"]:
+        rows = ", ".join(f"{split} {count:,}" for split, count in one["rows"].items())
+        rows = rows or ", ".join(one["files"]) or "damaged: what it holds is not known"
+        current = " (current)" if one["current"] else ""
+        click.echo(f"release {one['version']}{current}: {rows}")
+    for path in told["exports"]:
+        click.echo(f"export {path}")
+    for line in _others(told):
+        click.echo(line)
+
+
+def _others(told: dict[str, Any]) -> list[str]:
+    found = told.get("other_datasets") or told.get("impact", {}).get("other_datasets", {})
+    return [
+        f"also in {name} ({', '.join(f'{s} {n:,}' for s, n in stages.items()) or 'calls'}), "
+        f"which is left as it is: synth impact {name} --text-file FILE"
+        for name, stages in found.items()
+    ]
+
+
+def _rebuilt(dataset: Any, *, say: bool) -> tuple[dict[str, Any], int]:
+    """The dataset made again without what was erased, as ``synth run`` makes it."""
+    from synth_assets.assets.workbench import Workbench
+    from synth_assets.progress import Progress
+    from synth_assets.run import Session, run_dataset
+
+    with Progress(quiet=not say) as progress, OpenInstance() as instance:
+        bench = Workbench(home(), notify=progress.line, report=progress.report)
+        session = Session.open(dataset, instance, bench)
+        summary = run_dataset(session, on_wave=progress.wave)
+    if say:
+        click.echo(progress.sentence(summary))
+    for problem in summary.problems:
+        click.echo(problem, err=True)
+    return dict(progress.as_dict(summary)), summary.exit_code
+
+
+def _to_stderr(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _silent(_: str) -> None:
+    return None
