@@ -27,8 +27,8 @@ from tests.openai_server import ServerState, running_server
 from tests.processes import Place, finished, killed, unharmed, versions_of, wait_until
 from tests.test_run import synth
 
-# Three datasets' lives with 18 kills each, and 14 kills of what looks after a home.
-SEEDS, IN_A_LIFE = (1, 2, 3), 18
+# Four datasets' lives with 18 kills each, and 14 kills of what looks after a home.
+SEEDS, IN_A_LIFE = (1, 2, 3, 4), 18
 UPKEEP = {"gc": 6, "rollback": 4, "verify": 4}
 LATENCY_S = 0.02
 MOST_DELAY_S = 0.15
