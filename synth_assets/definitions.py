@@ -14,7 +14,6 @@ from synth_assets.components.synthetic_dataset import broken_definitions
 from synth_assets.refresh.sensor import refresh_sensor
 from synth_assets.settings import PROJECT_DEFS, PROJECT_ROOT, defs_roots, home
 from synth_assets.spec.load import Discovery, discover
-from synth_assets.store.content import ContentStore
 from synth_assets.store.io_manager import IO_MANAGER_KEY, ContentIOManager
 
 
@@ -34,7 +33,7 @@ def _runtime() -> dg.Definitions:
     return dg.Definitions(
         executor=dg.in_process_executor,
         resources={
-            IO_MANAGER_KEY: ContentIOManager(ContentStore(where.store)),
+            IO_MANAGER_KEY: ContentIOManager(where),
             "workbench": Workbench(where),
         },
     )

@@ -27,8 +27,8 @@ from synth_assets.status import (
 )
 from synth_assets.store.content import ContentStore
 from synth_assets.store.io_manager import IO_MANAGER_KEY, ContentIOManager
-from synth_assets.turns import PROCESS_TAG, Turn, present
-from synth_assets.underway import TERMINAL_TAG, executed_by_dagster, run_tags, terminal
+from synth_assets.turns import Turn, present
+from synth_assets.underway import TERMINAL_TAG, executed_by_dagster, run_tags
 from synth_assets.waves import (
     DUE,
     GENERATED,
@@ -83,9 +83,9 @@ class Session:
 
     @classmethod
     def open(cls, dataset: Dataset, instance: dg.DagsterInstance, workbench: Workbench) -> Session:
-        store = ContentStore(workbench.home.store)
+        store = ContentIOManager(workbench.home)
         resources = dg.Definitions(
-            resources={IO_MANAGER_KEY: ContentIOManager(store), "workbench": workbench},
+            resources={IO_MANAGER_KEY: store, "workbench": workbench},
             executor=dg.in_process_executor,
         )
         return cls(
@@ -109,7 +109,7 @@ class Session:
     def materialize(self, stages: Iterable[str]) -> dg.ExecuteInProcessResult:
         job, stages = self.definitions.resolve_implicit_global_asset_job_def(), list(stages)
         home = self.workbench.home.root
-        ours = {TERMINAL_TAG: terminal(home), PROCESS_TAG: process_name()}
+        ours = {TERMINAL_TAG: process_name()}
         with present(home, self.dataset.name):
             return job.execute_in_process(
                 instance=self.instance,
@@ -174,9 +174,9 @@ def run_dataset(
 
 def _waited(turn: Turn, session: Session) -> bool:
     """Returns once nobody else runs the dataset; True when somebody had to end before."""
-    name, home = session.dataset.name, session.workbench.home.root
+    name = session.dataset.name
     waited, told = turn.take(), ""
-    while (other := executed_by_dagster(session.instance, home, name)) is not None:
+    while (other := executed_by_dagster(session.instance, name)) is not None:
         if other != told:
             session.workbench.notify(
                 f"waiting: {other} of {name}, started by Dagster, is under way"

@@ -17,9 +17,6 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-# On a run of ours: the process that it lives in.
-PROCESS_TAG = "synth/process"
-
 
 class Turn:
     """A dataset's lock, taken when it is first needed and held until the block ends."""

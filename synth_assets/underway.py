@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import platform
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from synth_assets.assets.stages import STAGES
+from synth_assets.llm.owners import has_ended
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
+from synth_assets.store.erasures import Log
 from synth_assets.turns import anybody_present
 
 DATASET_TAG = "synth/dataset"
-# On runs that `synth` executes itself: the machine and the home it does so with.
+# On runs that `synth` executes itself: the process that does so.
 TERMINAL_TAG = "synth/terminal"
 GONE = "The process that executed this run is gone."
 # Which declaration each stage of a run was asked for with.
@@ -34,6 +37,10 @@ UNDER_WAY = (
 WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 # A code server is on this machine, or its socket file is.
 ANSWERS_WITHIN_S = 1.0
+# A run whose process is gone from this machine is over once it has been silent for this long; its
+# process may have lived on another machine.
+SILENT_S = 3600.0
+ERASURE = "an erasure (if it was cut short, synth erase finishes it)"
 
 
 def run_tags(dataset: Dataset, stages: Iterable[str]) -> dict[str, str]:
@@ -57,35 +64,44 @@ def versions_asked(tags: Mapping[str, str]) -> dict[str, str]:
         return {}
 
 
-def terminal(home: Path) -> str:
-    """Value of ``TERMINAL_TAG`` for runs of this machine with this home."""
-    return f"{platform.node()}:{home.resolve()}"
-
-
 def under_way(instance: dg.DagsterInstance, home: Path, datasets: Iterable[str]) -> dict[str, str]:
-    """Dataset -> what is running it. Runs whose process is gone do not count."""
+    """Dataset -> what is running or erasing it. Runs whose process is gone do not count."""
     names = list(datasets)
     found = {name: "synth run" for name in names if anybody_present(home, name)}
+    found |= {name: ERASURE for name in names if Log(home, name).pending_path.exists()}
     for run in instance.get_runs(dg.RunsFilter(statuses=list(UNDER_WAY))):
         touched = _touched(run, names) - found.keys()
-        if touched and not _dead(run, home):
+        if touched and not _dead(run):
             found |= dict.fromkeys(touched, f"run {run.run_id[:8]}")
     return found
 
 
-def executed_by_dagster(instance: dg.DagsterInstance, home: Path, dataset: str) -> str | None:
+def run_under_way(instance: dg.DagsterInstance, dataset: str) -> str:
+    """Which run of the dataset is under way in Dagster, in words; empty when there is none."""
+    for run in instance.get_runs(dg.RunsFilter(statuses=list(UNDER_WAY))):
+        if _touched(run, [dataset]) and not (_dead(run) or _silent(instance, run)):
+            return (
+                f"Dagster's run {run.run_id[:8]} of it is under way (if its process was killed: it "
+                f"counts as over an hour after its last event)"
+            )
+    return ""
+
+
+def executed_by_dagster(instance: dg.DagsterInstance, dataset: str) -> str | None:
     """A run of the dataset that a code server executes now; queued ones may wait for long."""
     statuses = [status for status in UNDER_WAY if status not in WAITING]
     for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
-        if TERMINAL_TAG not in run.tags and _touched(run, [dataset]) and not _dead(run, home):
+        if TERMINAL_TAG in run.tags or not _touched(run, [dataset]):
+            continue
+        if not _dead(run):
             return f"run {run.run_id[:8]}"
     return None
 
 
-def report_dead_runs(instance: dg.DagsterInstance, home: Path) -> None:
+def report_dead_runs(instance: dg.DagsterInstance) -> None:
     """Fails runs that a killed process left unfinished: they would count for ever as running."""
     for run in instance.get_runs(dg.RunsFilter(statuses=list(UNDER_WAY))):
-        if _dead(run, home):
+        if _dead(run):
             instance.report_run_failed(run, GONE)
 
 
@@ -99,15 +115,35 @@ def _touched(run: dg.DagsterRun, names: list[str]) -> set[str]:
     return {key.path[0] for key in run.asset_selection} & set(names)
 
 
-def _dead(run: dg.DagsterRun, home: Path) -> bool:
+def _dead(run: dg.DagsterRun) -> bool:
     """Whether it is certain that nobody executes the run any more, nor will."""
-    by = run.tags.get(TERMINAL_TAG)
-    if by is not None:
-        # Were its process there, it would say so (see `present`).
-        dataset = run.tags.get(DATASET_TAG, "")
-        return by == terminal(home) and not anybody_present(home, dataset)
+    if has_ended(run.tags.get(TERMINAL_TAG, "")):
+        return True
     server = run.tags.get(GRPC_INFO_TAG)
     return run.status not in WAITING and server is not None and _gone(json.loads(server))
+
+
+def _silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether the run's process is not on this machine, and it has been silent for long."""
+    records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+    last = records[0].event_log_entry.timestamp if records else None
+    if last is None or time.time() - last < SILENT_S:
+        return False
+    engine = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    events = [log.dagster_event for log in engine if log.dagster_event is not None]
+    told = [event.engine_event_data.metadata.get("pid") for event in events]
+    pids = [int(str(pid.value)) for pid in told if pid is not None]
+    return bool(pids) and not _lives(pids[-1], since=last)
+
+
+def _lives(pid: int, *, since: float) -> bool:
+    """Whether the process that had this id at ``since`` is still there."""
+    try:
+        return bool(psutil.Process(pid).create_time() <= since)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _gone(server: Mapping[str, Any]) -> bool:

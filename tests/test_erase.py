@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,17 @@ import polars as pl
 import pytest
 from dagster._core.storage.dagster_run import DagsterRun
 
+from synth_assets.assets.workbench import Workbench
+from synth_assets.erasure import erase as erasing
 from synth_assets.erasure.erase import STEPS
 from synth_assets.llm.ledger import Ledger
+from synth_assets.run import Session
+from synth_assets.settings import Home, defs_roots
+from synth_assets.spec.load import dataset_named
+from synth_assets.store.content import ContentStore
 from synth_assets.store.erasures import Log
 from synth_assets.store.withdrawn import digest_of
+from synth_assets.underway import under_way
 from tests.datasets import DatasetFolder, human_rows, write_csv
 from tests.erase_support import (
     PLACE,
@@ -365,21 +372,97 @@ def test_a_record_of_erasures_that_was_changed_is_found_and_nothing_lands_by_it(
     assert "record of erasures" in ran.errors
 
 
+# --- others at work --------------------------------------------------------------------------
+
+
 def test_a_run_of_dagsters_own_holds_an_erasure_back(place: Place, server: ServerState) -> None:
-    config = dg.DagsterInstance.from_config(str(place.dagster_home))
-    with config as instance:
-        instance.add_run(
-            DagsterRun(
-                job_name="j",
-                run_id="0" * 32,
-                status=dg.DagsterRunStatus.STARTED,
-                tags={"synth/dataset": "tickets"},
-            )
-        )
+    with dagster_of(place) as instance:
+        instance.add_run(started())
     ran = synth(place, server, *YES)
     assert ran.code == 3
     assert "under way" in ran.errors
     assert not Log(place.home, "tickets").lines()
+
+
+def test_a_run_that_begins_after_the_look_holds_it_back_too(
+    place: Place, server: ServerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started()
+
+    def begin() -> None:
+        with dagster_of(place) as instance:
+            instance.add_run(run)
+
+    at_the_last_moment(monkeypatch, begin)
+    before = {path for path in tree(place.home) if "erasures" not in path}
+    ran = synth(place, server, *YES)
+    assert ran.code == 3
+    assert f"run {run.run_id[:8]}" in ran.errors
+    assert {path for path in tree(place.home) if "erasures" not in path} == before
+    log = Log(place.home, "tickets")
+    assert (log.lines(), log.pending_path.exists()) == ([], False)
+
+
+def test_what_was_made_between_the_look_and_the_erasure_goes_too(
+    place: Place, server: ServerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = pl.DataFrame({"record_id": ["h-later"], "text": [PLANTED], "topic": ["login"]})
+    store = ContentStore(place.home / "store")
+    at_the_last_moment(monkeypatch, lambda: store.put("tickets", "human", later))
+    ran = synth(place, server, *YES)
+    assert ran.code == 0, ran.errors
+    assert traces(place.root, but=(place.defs / "tickets" / "human.csv",)) == []
+
+
+def test_a_step_of_anybody_reads_and_writes_nothing_while_an_erasure_is_unfinished(
+    place: Place, server: ServerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in place.environment(server).items():
+        monkeypatch.setenv(name, value)
+    assert killed_after(place, server, STEPS.index(erasing._tombstone), *YES) == -9
+    dataset = dataset_named("tickets", defs_roots())
+    tables = {path for path in tree(place.home) if "/store/" in path}
+    with dagster_of(place) as instance:
+        session = Session.open(dataset, instance, Workbench(Home(place.home)))
+        # `human_raw` reads no table and `plan` does: what writes is refused as what reads is.
+        for stage in ("human_raw", "plan"):
+            step = session.materialize([stage])
+            assert not step.success
+            (failure,) = [e for e in step.all_node_events if e.is_step_failure]
+            told = failure.step_failure_data.user_failure_data
+            assert told is not None
+            assert "synth erase tickets --yes" in str(told.description)
+        busy = under_way(instance, place.home, ["tickets", "other"])
+    assert list(busy) == ["tickets"]
+    assert "an erasure" in busy["tickets"]
+    assert {path for path in tree(place.home) if "/store/" in path} == tables
+    ran = place.run(server)
+    assert ran.code == 0, ran.errors
+    assert traces(place.root, but=(place.defs / "tickets" / "human.csv",)) == []
+
+
+def at_the_last_moment(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
+    """Does ``act`` when all has been looked at, just before the erasure is written down."""
+    write = Log.write_pending
+
+    def acting(log: Log, work: Mapping[str, Any]) -> None:
+        act()
+        write(log, work)
+
+    monkeypatch.setattr(Log, "write_pending", acting)
+
+
+def dagster_of(place: Place) -> dg.DagsterInstance:
+    return dg.DagsterInstance.from_config(str(place.dagster_home))
+
+
+def started() -> DagsterRun:
+    """A run that somebody else executes."""
+    tags = {"synth/dataset": "tickets"}
+    return DagsterRun(job_name="j", status=dg.DagsterRunStatus.STARTED, tags=tags)
+
+
+# --- what is refused -------------------------------------------------------------------------
 
 
 def test_a_seed_written_by_hand_that_says_it_is_taken_out_first(

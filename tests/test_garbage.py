@@ -17,10 +17,10 @@ import pytest
 from dagster._core.storage.dagster_run import DagsterRun
 from filelock import FileLock
 
+from synth_assets import underway
 from synth_assets.settings import Home
 from synth_assets.store.content import ContentStore, checksum_path
 from synth_assets.store.garbage import find_garbage, remove
-from synth_assets.upkeep import home as upkeep
 from tests.datasets import DatasetFolder
 from tests.release_support import Place
 from tests.test_run import run, synth
@@ -166,9 +166,9 @@ def test_a_killed_run_holds_nobody_up_and_one_of_unknown_end_only_for_an_hour_of
         running.wait()
     assert synth("gc", "tickets").code == 0
     # As a run that a code server executed: who it was is not written down.
-    monkeypatch.setattr(upkeep, "has_ended", lambda name: False)
+    monkeypatch.setattr(underway, "has_ended", lambda name: False)
     assert synth("gc", "tickets").code == 3
-    monkeypatch.setattr(upkeep, "SILENT_S", 0.0)
+    monkeypatch.setattr(underway, "SILENT_S", 0.0)
     assert synth("gc", "tickets").code == 0
 
 

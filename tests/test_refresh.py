@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from synth_assets.run import Session, run_dataset
 from synth_assets.settings import defs_roots
 from synth_assets.spec.load import dataset_named
 from synth_assets.turns import present
-from synth_assets.underway import TERMINAL_TAG, terminal
+from synth_assets.underway import TERMINAL_TAG
 from tests.automation import Automation
 from tests.datasets import DatasetFolder, labels_in, text_of, write_csv
 from tests.openai_server import ServerState, running_server
@@ -430,7 +432,9 @@ def test_a_terminal_that_was_killed_holds_nobody_up(refreshed: Refreshed) -> Non
     # Its run says STARTED for ever.
     refreshed.add_to_prompt("{# reviewed #}")
     (request,) = refreshed.automation.tick().requests
-    started = planned(refreshed, request, **{TERMINAL_TAG: terminal(refreshed.place.home)})
+    name = "from synth_assets.llm.owners import process_name; print(process_name(), end='')"
+    ended = subprocess.check_output([sys.executable, "-c", name], text=True)
+    started = planned(refreshed, request, **{TERMINAL_TAG: ended})
     refreshed.automation.instance.report_dagster_event(
         dg.DagsterEvent("PIPELINE_START", started.job_name), started.run_id
     )

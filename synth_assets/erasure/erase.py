@@ -40,8 +40,8 @@ from synth_assets.store.content import WRITING_LOCK, ContentStore, checksum_path
 from synth_assets.store.erasures import BEGUN, DONE, Log
 from synth_assets.store.releases import ReleaseStore
 from synth_assets.tasks import task_for
-from synth_assets.turns import Turn
-from synth_assets.upkeep.home import run_under_way
+from synth_assets.turns import Turn, present
+from synth_assets.underway import run_under_way
 
 ID_BYTES: Final = 8
 LANDING_WAIT_S: Final = 600.0
@@ -76,11 +76,10 @@ class Prospect:
 
 @contextmanager
 def alone(home: Home, instance: dg.DagsterInstance, dataset: str, notify: Notify) -> Iterator[None]:
-    """The dataset's turn. Raises ``Incomplete`` while a run of Dagster's own is under way."""
-    with Turn(home.root, dataset, notify=notify) as turn:
+    """The dataset's turn, which automation sees. Raises ``Incomplete`` while Dagster runs it."""
+    with present(home.root, dataset), Turn(home.root, dataset, notify=notify) as turn:
         turn.take()
-        if why := run_under_way(instance, dataset):
-            raise Incomplete(f"nothing was erased: {why}", where=dataset, fix="let it end first")
+        _nobody_runs(instance, dataset)
         yield
 
 
@@ -130,12 +129,22 @@ def erase(
     """Deletes what ``seen`` found; call it alone. What the log says of it.
 
     Raises:
+        Incomplete: a run began meanwhile; nothing is erased.
         SynthError: something cannot be deleted; what is missing is done by the next erasure or run.
     """
-    work = _written_down(seen, reason)
     log = Log(home.root, dataset.name)
-    log.write_pending(work)
-    return _carried_out(Erasure(dataset, declared, home, instance, work, seen.impact))
+    log.write_pending(_written_down(seen, reason))
+    try:
+        # A run that began before may still write what it has read; one that begins now sees what
+        # is written down, and reads nothing.
+        _nobody_runs(instance, dataset.name)
+    except Incomplete:
+        log.drop_pending()
+        raise
+    # What a run may have made since it was looked is found by looking again.
+    done = finish(dataset, declared, home, instance)
+    assert done is not None
+    return done
 
 
 def finish(
@@ -172,6 +181,11 @@ def is_pending(home: Home, dataset: str) -> bool:
 
 
 # --- steps: each may be repeated -----------------------------------------------------------------
+
+
+def _nobody_runs(instance: dg.DagsterInstance, dataset: str) -> None:
+    if why := run_under_way(instance, dataset):
+        raise Incomplete(f"nothing was erased: {why}", where=dataset, fix="let it end first")
 
 
 def _tombstone(erasure: Erasure) -> None:

@@ -14,7 +14,6 @@ from synth_assets.assets.graph import dataset_definitions
 from synth_assets.assets.workbench import Workbench
 from synth_assets.refresh.files import Seen, stats
 from synth_assets.spec.load import DEFS_FILE, Dataset, Discovery, discover, load_dataset
-from synth_assets.store.content import ContentStore
 from synth_assets.store.io_manager import IO_MANAGER_KEY, ContentIOManager
 
 SEEDS_FILE = "seeds.jsonl"
@@ -78,7 +77,7 @@ def _placeholders() -> dg.Definitions:
     nowhere = Workbench()
     return dg.Definitions(
         resources={
-            IO_MANAGER_KEY: ContentIOManager(ContentStore(nowhere.home.store)),
+            IO_MANAGER_KEY: ContentIOManager(nowhere.home),
             "workbench": nowhere,
         }
     )

@@ -72,7 +72,7 @@ def tick(
             dataset.spec.refresh, memory.get(dataset.name, Remembered()), now
         )
         ticked.memory[dataset.name] = known
-    report_dead_runs(instance, home.root)
+    report_dead_runs(instance)
     busy = under_way(instance, home.root, ticks)
     awake = [
         d

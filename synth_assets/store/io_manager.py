@@ -8,8 +8,11 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from synth_assets.errors import Incomplete
 from synth_assets.report.tables import markdown_table
+from synth_assets.settings import Home
 from synth_assets.store.content import ContentStore
+from synth_assets.store.erasures import Log
 
 IO_MANAGER_KEY = "synth_store"
 PREVIEW_ROWS = 5
@@ -18,14 +21,20 @@ COLUMN_LINEAGE = "dagster/column_lineage"
 
 
 class ContentIOManager(dg.IOManager):
-    """Polars frames in and out of a :class:`ContentStore`; asset keys are ``[dataset, stage]``."""
+    """Polars frames in and out of a home's store; asset keys are ``[dataset, stage]``.
 
-    def __init__(self, store: ContentStore) -> None:
-        self._store = store
+    Nothing goes in or out while an erasure of the dataset is under way: a step would bring back
+    what is being deleted.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home.root
+        self._store = ContentStore(home.store)
 
     def handle_output(self, context: dg.OutputContext, obj: pl.DataFrame) -> None:
         key = context.asset_key
         dataset, stage = key.path
+        self._unless_erasing(dataset)
         stored = self._store.put(dataset, stage, obj, volatile=VOLATILE)
         # Dagster's own default is not a content hash; this is what makes early cutoff work.
         context.step_context.set_data_version(key, dg.DataVersion(stored.data_version))
@@ -44,9 +53,21 @@ class ContentIOManager(dg.IOManager):
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame | pl.LazyFrame:
         dataset, stage = context.asset_key.path
+        self._unless_erasing(dataset)
         frame = self._store.scan(dataset, stage, _version(context))
         wants_lazy = context.dagster_type.typing_type is pl.LazyFrame
         return frame if wants_lazy else frame.collect()
+
+    def _unless_erasing(self, dataset: str) -> None:
+        if Log(self._home, dataset).pending_path.exists():
+            refused = Incomplete(
+                "an erasure of it is under way",
+                where=dataset,
+                fix=f"let it end; what was cut short is finished by synth erase {dataset} --yes",
+            )
+            raise dg.Failure(
+                str(refused), metadata={"exit_code": refused.exit_code}, allow_retries=False
+            )
 
 
 def _column_lineage(context: dg.OutputContext, columns: Sequence[str]) -> dict[str, Any]:

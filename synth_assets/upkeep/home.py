@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import dagster as dg
-import psutil
 from filelock import FileLock, Timeout
 
 from synth_assets.assets.stages import STAGES
 from synth_assets.errors import UsageError, shown
 from synth_assets.llm.ledger import Ledger, ledger_location
 from synth_assets.llm.ledger_verify import verify_ledger
-from synth_assets.llm.owners import has_ended
 from synth_assets.llm.rows import NoLedger
 from synth_assets.settings import Home
 from synth_assets.sources.landing import dataset_of
@@ -37,17 +35,7 @@ from synth_assets.store.verify import (
     verify_store,
 )
 from synth_assets.store.withdrawn import erased_tables, verify_erasures
-from synth_assets.turns import PROCESS_TAG
-
-UNDER_WAY = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-# A run whose process is gone from this machine is over once it has been silent for this long; its
-# process may have lived on another machine.
-SILENT_S = 3600.0
+from synth_assets.underway import run_under_way
 
 
 @dataclass
@@ -213,45 +201,6 @@ def vanished_releases(
             folder = releases.folder(dataset, str(told.value))
             problems.append(Problem(str(folder), "the release that was made last", "nothing"))
     return problems
-
-
-def run_under_way(instance: dg.DagsterInstance, dataset: str) -> str:
-    """Which run of the dataset is under way in Dagster, in words; empty when there is none."""
-    for record in instance.get_run_records(dg.RunsFilter(statuses=UNDER_WAY)):
-        run = record.dagster_run
-        touched = {key.path[0] for key in run.asset_selection or ()}
-        touched |= {run.tags["synth/dataset"]} if "synth/dataset" in run.tags else set()
-        if (dataset in touched or not touched) and not _is_over(instance, record):
-            return (
-                f"Dagster's run {run.run_id[:8]} of it is under way (if its process was killed: it "
-                f"counts as over an hour after its last event)"
-            )
-    return ""
-
-
-def _is_over(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    """Whether the run's process is gone and it has been silent: it was killed."""
-    if has_ended(record.dagster_run.tags.get(PROCESS_TAG, "")):
-        return True
-    logs = instance.all_logs(record.dagster_run.run_id)
-    last = max([log.timestamp for log in logs], default=record.create_timestamp.timestamp())
-    if time.time() - last < SILENT_S:
-        return False
-    events = [log.dagster_event for log in logs if log.dagster_event is not None]
-    engine = [e for e in events if e.event_type == dg.DagsterEventType.ENGINE_EVENT]
-    told = [e.engine_event_data.metadata.get("pid") for e in engine]
-    pids = [int(str(pid.value)) for pid in told if pid is not None]
-    return bool(pids) and not _lives(pids[-1], since=last)
-
-
-def _lives(pid: int, *, since: float) -> bool:
-    """Whether the process that had this id at ``since`` is still there."""
-    try:
-        return bool(psutil.Process(pid).create_time() <= since)
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
 
 
 @contextmanager
