@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from synth_assets.llm import Ledger, Request
-from synth_assets.llm.rows import CallRow
+from synth_assets.llm.ledger.rows import CallRow
 
 BODY = b'{"choices":[{"message":{"content":"' + b"x" * 900 + b'"},"finish_reason":"stop"}]}'
 LOOKUP = 512

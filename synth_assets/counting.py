@@ -10,7 +10,7 @@ import orjson
 import polars as pl
 
 from synth_assets.generation import Dialect
-from synth_assets.llm.history import PastCall, completion_ratio, prompt_ratio, tokens_per_row
+from synth_assets.llm.ledger.history import PastCall, completion_ratio, prompt_ratio, tokens_per_row
 from synth_assets.llm.tokens import (
     TOKENS_PER_MESSAGE,
     TokenCounter,

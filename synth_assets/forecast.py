@@ -26,14 +26,14 @@ from synth_assets.lifecycle.expect import PLAN_COLUMNS, Expected, LastTime, expe
 from synth_assets.lifecycle.imported import is_imported
 from synth_assets.lifecycle.refill import remaining
 from synth_assets.lifecycle.screen import accepted
-from synth_assets.llm import ledger_sql
 from synth_assets.llm.answers import Tallies
 from synth_assets.llm.budget import Prices
-from synth_assets.llm.cores import usable_cores
-from synth_assets.llm.embedded_models import PREFIX, resolve
+from synth_assets.llm.embedded.cores import usable_cores
+from synth_assets.llm.embedded.models import PREFIX, resolve
 from synth_assets.llm.estimate import Cores, Estimate, Work, estimate, forecast_error
-from synth_assets.llm.history import pace, past_calls
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger import sql as ledger_sql
+from synth_assets.llm.ledger.history import pace, past_calls
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.tokens import LlamaTokens, TokenCounter
 from synth_assets.spec.load import Dataset
 from synth_assets.store.content import ContentStore

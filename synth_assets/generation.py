@@ -19,14 +19,14 @@ from synth_assets.lifecycle.imported import is_imported
 from synth_assets.lifecycle.refill import CellState, next_round, remaining, shortfall, update
 from synth_assets.lifecycle.screen import References, ScreenRules, accepted, judge
 from synth_assets.llm.answers import Answer, Tallies
-from synth_assets.llm.batch import BatchSettings, ask_in_batches
+from synth_assets.llm.batch.batch import BatchSettings, ask_in_batches
 from synth_assets.llm.budget import Budget, Prices
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.engine import ask
 from synth_assets.llm.errors import ErrorKind
 from synth_assets.llm.formats import OutputMode, Style, build_body, items_of, kind_of
 from synth_assets.llm.identity import Request
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.scheduler import Limits
 from synth_assets.tasks import Task
 

@@ -20,7 +20,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from synth_assets.errors import UsageError
-from synth_assets.llm.rows import CallRow
+from synth_assets.llm.ledger.rows import CallRow
 from synth_assets.store.content import write_atomically
 
 SCHEMA: Final = pl.Schema(

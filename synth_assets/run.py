@@ -15,7 +15,7 @@ from synth_assets.assets.source import source_versions
 from synth_assets.assets.stages import STAGES, key, stages_of
 from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import Incomplete, Stopped, SynthError
-from synth_assets.llm.owners import process_name
+from synth_assets.llm.ledger.owners import process_name
 from synth_assets.spec.load import Dataset
 from synth_assets.status import (
     CheckStatus,

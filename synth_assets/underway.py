@@ -14,7 +14,7 @@ import psutil
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from synth_assets.assets.stages import STAGES
-from synth_assets.llm.owners import has_ended
+from synth_assets.llm.ledger.owners import has_ended
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
 from synth_assets.store.erasures import Log

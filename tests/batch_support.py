@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synth_assets.llm import Answer, Endpoint, Ledger, Limits, Request, run_sync
-from synth_assets.llm.batch import BatchSettings, ask_in_batches
+from synth_assets.llm.batch.batch import BatchSettings, ask_in_batches
 from tests.openai_server import FaultAction, FaultHook, RequestInfo, ServerState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +27,10 @@ from pathlib import Path
 from contextlib import aclosing
 from pydantic import SecretStr
 from synth_assets.llm import Endpoint, Ledger, Limits, run_sync
-from synth_assets.llm import batch_draft, batch_keeper, batch_walk
-from synth_assets.llm.batch import BatchSettings, ask_in_batches
+from synth_assets.llm.batch import draft as batch_draft
+from synth_assets.llm.batch import keeper as batch_keeper
+from synth_assets.llm.batch import walk as batch_walk
+from synth_assets.llm.batch.batch import BatchSettings, ask_in_batches
 from tests.llm_support import request
 
 url, path, first, count, die_after = sys.argv[1:6]

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from synth_assets.llm import Ledger
-from synth_assets.llm.ledger_backend import Backend
-from synth_assets.llm.ledger_location import opened_backend
-from synth_assets.llm.rows import CallRow, FailureRow
+from synth_assets.llm.ledger.backend import Backend
+from synth_assets.llm.ledger.location import opened_backend
+from synth_assets.llm.ledger.rows import CallRow, FailureRow
 from tests.llm_support import request
 
 BODY = b'{"choices":[{"message":{"content":"' + b"x" * 900 + b'"},"finish_reason":"stop"}]}'
@@ -80,7 +80,7 @@ class Place:
         if self.is_postgres:
             import psycopg
 
-            from synth_assets.llm.ledger_postgres import in_postgres
+            from synth_assets.llm.ledger.postgres import in_postgres
 
             with closing(psycopg.connect(self.location, autocommit=True)) as connection:
                 cursor = connection.execute(in_postgres(statement), tuple(parameters))

@@ -19,7 +19,7 @@ import orjson
 import polars as pl
 
 from synth_assets.llm.client import PATHS
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from tests.datasets import DatasetFolder
 from tests.openai_server import ServerState, identity_of
 

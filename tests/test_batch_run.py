@@ -10,7 +10,7 @@ import pytest
 
 from synth_assets.assets.batches import batch_sensor, generation_onwards
 from synth_assets.assets.workbench import Workbench
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.run import Session
 from synth_assets.settings import Home
 from synth_assets.spec.load import load_dataset

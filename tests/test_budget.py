@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from tests.datasets import DatasetFolder
 from tests.openai_server import ServerState, running_server
 from tests.test_run import run, statuses, synth, table, versions

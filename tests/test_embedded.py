@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from synth_assets.errors import EndpointError
-from synth_assets.llm.cores import usable_cores
-from synth_assets.llm.embedded import (
+from synth_assets.llm.embedded.cores import usable_cores
+from synth_assets.llm.embedded.server import (
     MODELS,
     EmbeddedModel,
     EmbeddedServer,
@@ -253,7 +253,7 @@ def test_what_the_server_writes_goes_to_its_log_and_not_to_the_terminal(
 HOLD = """
 import sys, time
 from pathlib import Path
-from synth_assets.llm.embedded import resolve, serve
+from synth_assets.llm.embedded.server import resolve, serve
 folder = Path(sys.argv[2])
 with serve(resolve(sys.argv[1]), cache_dir=folder, slots=1, log_path=folder / "l",
            notify=lambda line: None) as server:

@@ -22,7 +22,7 @@ from dagster._core.storage.dagster_run import DagsterRun
 from synth_assets.assets.workbench import Workbench
 from synth_assets.erasure import erase as erasing
 from synth_assets.erasure.erase import STEPS
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.run import Session
 from synth_assets.settings import Home, defs_roots
 from synth_assets.spec.load import dataset_named

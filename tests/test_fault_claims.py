@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from tests.datasets import DatasetFolder
 from tests.openai_server import FaultAction, FaultHook, RequestInfo, ServerState, running_server
 from tests.openai_server.faults import schedule

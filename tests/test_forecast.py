@@ -27,7 +27,7 @@ from synth_assets.llm.estimate import (
     estimate,
     forecast_error,
 )
-from synth_assets.llm.history import Pace
+from synth_assets.llm.ledger.history import Pace
 from tests.datasets import DatasetFolder
 from tests.openai_server import ServerState, running_server
 from tests.test_run import Ran, run, synth

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from tests.datasets import DatasetFolder
 from tests.openai_server import ServerState, running_server
 from tests.test_budget import home_for

@@ -27,12 +27,12 @@ from synth_assets.llm import (
     run_sync,
     scheduler,
 )
-from synth_assets.llm.batch import BatchPending, BatchSettings, ask_in_batches
-from synth_assets.llm.batch_book import drop, holders, open_batches
-from synth_assets.llm.batch_collect import Collected, cancel_batch, collect_batches
-from synth_assets.llm.batch_draft import Draft
-from synth_assets.llm.batch_files import request_of
-from synth_assets.llm.batch_room import Room
+from synth_assets.llm.batch.batch import BatchPending, BatchSettings, ask_in_batches
+from synth_assets.llm.batch.book import drop, holders, open_batches
+from synth_assets.llm.batch.collect import Collected, cancel_batch, collect_batches
+from synth_assets.llm.batch.draft import Draft
+from synth_assets.llm.batch.files import request_of
+from synth_assets.llm.batch.room import Room
 from tests.batch_support import LEAVING, LIMITS, PATIENT, QUICK, batched, striking
 from tests.llm_support import answers_of, endpoint_of, request, requests
 from tests.openai_server import FaultAction, RequestInfo, ServerState, running_server, schedule

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from synth_assets.llm import Ledger
-from synth_assets.llm.batch_book import open_batches
+from synth_assets.llm.batch.book import open_batches
 from tests.batch_support import ROOT, asker, finished, striking, until
 from tests.llm_support import requests
 from tests.openai_server import FaultAction, RequestInfo, ServerState, running_server
@@ -123,7 +123,7 @@ import resource, sys
 from contextlib import aclosing
 from pydantic import SecretStr
 from synth_assets.llm import Endpoint, Ledger, run_sync
-from synth_assets.llm.batch import BatchSettings, ask_in_batches
+from synth_assets.llm.batch.batch import BatchSettings, ask_in_batches
 from tests.llm_support import request
 
 url, path, count = sys.argv[1:4]

@@ -12,9 +12,9 @@ from dataclasses import astuple, replace
 import pytest
 
 from synth_assets.llm import Ledger, LedgerError, Spent
-from synth_assets.llm import ledger_sql as sql
-from synth_assets.llm.owners import is_gone, this_process
-from synth_assets.llm.rows import Batch, Committed, Mark, NoLedger, UnseenRow, Written
+from synth_assets.llm.ledger import sql
+from synth_assets.llm.ledger.owners import is_gone, this_process
+from synth_assets.llm.ledger.rows import Batch, Committed, Mark, NoLedger, UnseenRow, Written
 from tests.ledger_support import Place, failure, put_all, row
 from tests.llm_support import request, run
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from synth_assets.llm import Ledger, Spent
-from synth_assets.llm import ledger_sql as sql
-from synth_assets.llm.ledger_admin import (
+from synth_assets.llm.ledger import sql
+from synth_assets.llm.ledger.admin import (
     PAGE,
     CallFilter,
     Pruned,
@@ -23,7 +23,7 @@ from synth_assets.llm.ledger_admin import (
     prune,
     summary,
 )
-from synth_assets.llm.rows import Batch, CallRow, Committed, UnseenRow
+from synth_assets.llm.ledger.rows import Batch, CallRow, Committed, UnseenRow
 from tests.ledger_support import Place, failure, put_all, row
 from tests.llm_support import run
 
@@ -210,7 +210,7 @@ def test_two_pruners_at_once_count_each_call_once(filled: Ledger, place: Place) 
     spent = filled.spent()
     script = (
         "import sys\nfrom synth_assets.llm import Ledger\n"
-        "from synth_assets.llm.ledger_admin import prune\n"
+        "from synth_assets.llm.ledger.admin import prune\n"
         "ledger = Ledger.open(sys.argv[1]); sys.stdin.read(); prune(ledger, 1e12); ledger.close()"
     )
     command = [sys.executable, "-c", script, place.location]

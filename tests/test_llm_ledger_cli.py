@@ -129,13 +129,13 @@ def test_an_export_holds_every_call(filled: Place, tmp_path: Path) -> None:
 def test_an_export_that_fails_leaves_the_file_that_was_there(
     filled: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from synth_assets.llm.rows import LedgerError
+    from synth_assets.llm.ledger.rows import LedgerError
 
     def broken(*_: object, **__: object) -> object:
         yield row(1)
         raise LedgerError("the disk is on fire")
 
-    monkeypatch.setattr("synth_assets.llm.ledger_admin.calls", broken)
+    monkeypatch.setattr("synth_assets.llm.ledger.admin.calls", broken)
     for kind in ("jsonl", "jsonl.gz", "parquet"):
         file = tmp_path / "exports" / f"x.{kind}"
         file.parent.mkdir(exist_ok=True)
@@ -241,7 +241,7 @@ import resource, sys
 from pathlib import Path
 from synth_assets.ledger_export import export
 from synth_assets.llm import Ledger
-from synth_assets.llm.ledger_admin import calls
+from synth_assets.llm.ledger.admin import calls
 
 with Ledger.open(sys.argv[1]) as ledger:
     export(calls(ledger, limit=200), Path(sys.argv[2]).with_name("warm." + sys.argv[3]))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from synth_assets.llm import Ledger
-from synth_assets.llm.ledger_admin import prune
-from synth_assets.llm.ledger_erase import (
+from synth_assets.llm.ledger.admin import prune
+from synth_assets.llm.ledger.erase import (
     PAGE,
     Erased,
     count_kept,
@@ -16,7 +16,7 @@ from synth_assets.llm.ledger_erase import (
     kept_requests,
     open_batches_with,
 )
-from synth_assets.llm.rows import Batch, CallRow, FailureRow
+from synth_assets.llm.ledger.rows import Batch, CallRow, FailureRow
 from tests.ledger_support import Place, failure, put_all, row
 from tests.llm_support import request, run
 

@@ -17,9 +17,10 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from synth_assets.llm import Ledger, LedgerError, ledger_postgres
-from synth_assets.llm.ledger_location import ledger_location, postgres_place
-from synth_assets.llm.rows import Batch
+from synth_assets.llm import Ledger, LedgerError
+from synth_assets.llm.ledger import postgres as ledger_postgres
+from synth_assets.llm.ledger.location import ledger_location, postgres_place
+from synth_assets.llm.ledger.rows import Batch
 from tests.ledger_support import Place, failure, put_all, row
 from tests.llm_support import request, run
 from tests.openai_server import running_server

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from synth_assets.llm import Ledger, LedgerError
-from synth_assets.llm.ledger_sqlite import SqliteBackend
-from synth_assets.llm.rows import CallRow
+from synth_assets.llm.ledger.rows import CallRow
+from synth_assets.llm.ledger.sqlite import SqliteBackend
 from tests.ledger_support import put_all, row
 from tests.llm_support import run
 

@@ -12,8 +12,8 @@ from synth_assets.counting import SAMPLE, Counters, PromptSample, answer_tokens,
 from synth_assets.errors import EndpointError
 from synth_assets.generation import Dialect
 from synth_assets.llm import Ledger, build_body
-from synth_assets.llm.embedded import MODELS, serve
-from synth_assets.llm.history import (
+from synth_assets.llm.embedded.server import MODELS, serve
+from synth_assets.llm.ledger.history import (
     PastCall,
     completion_ratio,
     pace,
@@ -154,7 +154,7 @@ def test_measured_tokens_are_those_that_were_billed_template_included(tmp_path: 
 
 
 def test_only_the_latest_calls_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synth_assets.llm.history.RECENT", 5)
+    monkeypatch.setattr("synth_assets.llm.ledger.history.RECENT", 5)
     with running_server() as server:
         endpoint = endpoint_of(server)
         answers_of(requests(9), endpoint=endpoint, path=tmp_path / "l")

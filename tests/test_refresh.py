@@ -432,7 +432,7 @@ def test_a_terminal_that_was_killed_holds_nobody_up(refreshed: Refreshed) -> Non
     # Its run says STARTED for ever.
     refreshed.add_to_prompt("{# reviewed #}")
     (request,) = refreshed.automation.tick().requests
-    name = "from synth_assets.llm.owners import process_name; print(process_name(), end='')"
+    name = "from synth_assets.llm.ledger.owners import process_name; print(process_name(), end='')"
     ended = subprocess.check_output([sys.executable, "-c", name], text=True)
     started = planned(refreshed, request, **{TERMINAL_TAG: ended})
     refreshed.automation.instance.report_dagster_event(

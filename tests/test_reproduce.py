@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from synth_assets.assets.stages import COMMON_STAGES as STAGES
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.rows import Batch
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import Batch
 from tests.datasets import DatasetFolder, human_rows, write_csv
 from tests.openai_server import ServerState, running_server
 from tests.test_run import Ran, run, synth

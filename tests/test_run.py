@@ -105,7 +105,7 @@ def test_as_many_rows_are_accepted_as_were_wanted(done: DatasetFolder, synth_hom
 def test_every_synthetic_row_leads_to_its_call_and_its_seeds(
     done: DatasetFolder, synth_home: Path, endpoint: ServerState
 ) -> None:
-    from synth_assets.llm.ledger import Ledger
+    from synth_assets.llm.ledger.ledger import Ledger
 
     rows, seeds = table(synth_home, "synthetic"), table(synth_home, "seeds")
     with Ledger.open(synth_home / "ledger" / "ledger.sqlite") as ledger:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import polars as pl
 import pytest
 
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.scrub import without, without_bytes
 from tests.datasets import DatasetFolder
 from tests.openai_server import FaultAction, RequestInfo, running_server

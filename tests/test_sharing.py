@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 
 from synth_assets.assets.workbench import Workbench
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.run import Session
 from synth_assets.settings import PROJECT_ROOT as ROOT
 from synth_assets.settings import defs_roots, home

@@ -17,8 +17,8 @@ from synth_assets.audit.rows import auditor
 from synth_assets.audit.sql_guard import QueryError, checked
 from synth_assets.cli import main
 from synth_assets.llm.identity import canonical_request
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.rows import CallRow
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import CallRow
 from synth_assets.llm.sync import run_sync
 from synth_assets.settings import Home
 from synth_assets.terminal import opened_instance

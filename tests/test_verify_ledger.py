@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.ledger_verify import PAGE, LedgerFindings, verify_ledger
-from synth_assets.llm.rows import Batch
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import Batch
+from synth_assets.llm.ledger.verify import PAGE, LedgerFindings, verify_ledger
 from tests.ledger_support import Place, row
 from tests.release_support import Place as Released
 from tests.test_run import synth

@@ -29,8 +29,8 @@ import numpy as np
 import polars as pl
 
 from benchmarks.ledger import put, rows
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.ledger_verify import verify_ledger
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.verify import verify_ledger
 from synth_assets.store.content import ContentStore
 from synth_assets.store.digest import frame_digest
 from synth_assets.store.verify import verify_store

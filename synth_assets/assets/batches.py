@@ -10,8 +10,8 @@ from synth_assets.assets.model import model_access
 from synth_assets.assets.stages import STAGES, key
 from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import SynthError
-from synth_assets.llm.batch_book import OPEN, open_batches
-from synth_assets.llm.batch_collect import Collected, cancel_batch, collect_batches
+from synth_assets.llm.batch.book import OPEN, open_batches
+from synth_assets.llm.batch.collect import Collected, cancel_batch, collect_batches
 from synth_assets.llm.sync import run_sync
 from synth_assets.spec.load import Dataset
 from synth_assets.underway import run_tags, under_way

@@ -43,7 +43,7 @@ from synth_assets.lifecycle.imported import is_imported
 from synth_assets.lifecycle.refill import remaining, shortfall
 from synth_assets.lifecycle.screen import accepted, judge
 from synth_assets.llm.answers import Tallies
-from synth_assets.llm.batch import BatchPending
+from synth_assets.llm.batch.batch import BatchPending
 from synth_assets.llm.budget import Budget
 from synth_assets.llm.sync import run_sync
 from synth_assets.report.tables import markdown_table

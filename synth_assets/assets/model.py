@@ -17,14 +17,14 @@ from synth_assets.errors import EndpointError
 from synth_assets.generation import Channel, Dialect
 from synth_assets.llm.allowance import allowance
 from synth_assets.llm.answers import Tallies
-from synth_assets.llm.batch import BatchSettings
+from synth_assets.llm.batch.batch import BatchSettings
 from synth_assets.llm.budget import Budget, Caps, Prices
-from synth_assets.llm.embedded import serve
-from synth_assets.llm.embedded_models import PREFIX, model_identity, resolve
+from synth_assets.llm.embedded.models import PREFIX, model_identity, resolve
+from synth_assets.llm.embedded.server import serve
 from synth_assets.llm.endpoint import NO_KEY, Endpoint
 from synth_assets.llm.formats import MODES, OutputMode, output_mode
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.ledger_location import ledger_location
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.location import ledger_location
 from synth_assets.llm.prices import prices_of, require_prices
 from synth_assets.llm.scheduler import Limits
 from synth_assets.spec.load import Dataset

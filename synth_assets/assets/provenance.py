@@ -18,7 +18,7 @@ from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import Incomplete, SynthError
 from synth_assets.lifecycle.release import StageVersion
 from synth_assets.llm.endpoint import host_of
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset, load_dataset
 from synth_assets.store.content import ContentStore

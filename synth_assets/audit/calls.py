@@ -12,7 +12,7 @@ import orjson
 from synth_assets.llm.answers import decoded
 from synth_assets.llm.endpoint import host_of
 from synth_assets.llm.identity import Kind
-from synth_assets.llm.rows import CallRow, FailureRow
+from synth_assets.llm.ledger.rows import CallRow, FailureRow
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from synth_assets.audit.versions import Versions
 from synth_assets.errors import UsageError, shown
 from synth_assets.lifecycle import lineage
 from synth_assets.lifecycle.lineage import Reference, Row, Trace
-from synth_assets.llm.ledger import Ledger, ledger_location
-from synth_assets.llm.rows import NoLedger
+from synth_assets.llm.ledger.ledger import Ledger, ledger_location
+from synth_assets.llm.ledger.rows import NoLedger
 from synth_assets.settings import Home, defs_roots
 from synth_assets.spec.load import dataset_named, discover
 from synth_assets.store.releases import ReleaseStore

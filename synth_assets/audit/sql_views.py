@@ -13,8 +13,8 @@ import polars as pl
 
 from synth_assets.audit.calls import answer_text, messages_of
 from synth_assets.errors import SynthError
-from synth_assets.llm import ledger_admin
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger import admin as ledger_admin
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.store.releases import ReleaseStore, created
 
 PAGE = 5_000

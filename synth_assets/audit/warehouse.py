@@ -31,8 +31,8 @@ from synth_assets.audit.sql_views import (
 from synth_assets.audit.versions import Versions
 from synth_assets.errors import UsageError, shown
 from synth_assets.ledger_export import stream_parquet
-from synth_assets.llm.ledger import Ledger, ledger_location
-from synth_assets.llm.rows import NoLedger
+from synth_assets.llm.ledger.ledger import Ledger, ledger_location
+from synth_assets.llm.ledger.rows import NoLedger
 from synth_assets.settings import Home
 from synth_assets.store.content import ContentStore
 from synth_assets.store.releases import ReleaseStore

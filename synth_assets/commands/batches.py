@@ -26,9 +26,9 @@ def list_batches(dataset: str | None, as_json: bool) -> None:
 
     Example: synth batches list --json
     """
-    from synth_assets.llm.batch_book import open_batches
-    from synth_assets.llm.ledger import Ledger
-    from synth_assets.llm.ledger_location import ledger_location
+    from synth_assets.llm.batch.book import open_batches
+    from synth_assets.llm.ledger.ledger import Ledger
+    from synth_assets.llm.ledger.location import ledger_location
     from synth_assets.settings import home
 
     with Ledger.open(ledger_location(home().ledger)) as ledger:

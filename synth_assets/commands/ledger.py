@@ -20,9 +20,9 @@ from synth_assets.settings import home
 from synth_assets.terminal import as_json, clean_errors, plain, plain_lines, print_table, table
 
 if TYPE_CHECKING:
-    from synth_assets.llm.ledger import Ledger
-    from synth_assets.llm.ledger_admin import CallFilter
-    from synth_assets.llm.rows import CallRow
+    from synth_assets.llm.ledger.admin import CallFilter
+    from synth_assets.llm.ledger.ledger import Ledger
+    from synth_assets.llm.ledger.rows import CallRow
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SECONDS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -57,7 +57,7 @@ def show(as_json: bool) -> None:
 
     Example: synth ledger show --json
     """
-    from synth_assets.llm.ledger_admin import overview, summary
+    from synth_assets.llm.ledger.admin import overview, summary
 
     with _opened() as found:
         rows, facts = summary(found), overview(found)
@@ -92,7 +92,7 @@ def calls(limit: int, as_json: bool, **wanted: str | None) -> None:
     Example: synth ledger calls --dataset work_orders --since 7d --limit 20
     """
     from synth_assets.ledger_export import json_line
-    from synth_assets.llm.ledger_admin import calls
+    from synth_assets.llm.ledger.admin import calls
 
     where = _filter(**wanted)
     with _opened() as found:
@@ -124,7 +124,7 @@ def call(request_id: str, raw: bool, as_json: bool) -> None:
 
     Example: synth ledger call 3f9a12bc --raw
     """
-    from synth_assets.llm.ledger_admin import UnknownCall, full_id
+    from synth_assets.llm.ledger.admin import UnknownCall, full_id
 
     with _opened() as found:
         name = full_id(found, request_id)
@@ -157,7 +157,7 @@ def failures(dataset: str | None, limit: int, as_json: bool) -> None:
 
     Example: synth ledger failures --dataset work_orders --json
     """
-    from synth_assets.llm.ledger_admin import failures
+    from synth_assets.llm.ledger.admin import failures
 
     with _opened() as found:
         rows = failures(found, dataset=dataset, limit=limit)
@@ -180,7 +180,7 @@ def export(file: Path, limit: int | None, as_json: bool, **wanted: str | None) -
     Example: synth ledger export calls.parquet --dataset work_orders --outcome ok
     """
     from synth_assets.ledger_export import export
-    from synth_assets.llm.ledger_admin import calls
+    from synth_assets.llm.ledger.admin import calls
 
     where = _filter(**wanted)
     with _opened() as found:
@@ -205,7 +205,7 @@ def prune(older_than: str, dataset: str | None, also_used: bool, yes: bool, as_j
     Example: synth ledger prune --older-than 90d --yes
     """
     from synth_assets.ledger_use import used_requests
-    from synth_assets.llm.ledger_admin import prune
+    from synth_assets.llm.ledger.admin import prune
 
     before = moment(older_than)
     with _opened() as found:
@@ -246,7 +246,7 @@ def moment(text: str) -> float:
 
 @contextmanager
 def _opened() -> Iterator[Ledger]:
-    from synth_assets.llm.ledger import Ledger, ledger_location
+    from synth_assets.llm.ledger.ledger import Ledger, ledger_location
 
     with Ledger.open(ledger_location(home().ledger), create=False) as found:
         yield found
@@ -260,7 +260,7 @@ def _filter(
     since: str | None,
     until: str | None = None,
 ) -> CallFilter:
-    from synth_assets.llm.ledger_admin import CallFilter
+    from synth_assets.llm.ledger.admin import CallFilter
 
     first, last = (None if text is None else moment(text) for text in (since, until))
     return CallFilter(dataset, model, outcome, first, last)

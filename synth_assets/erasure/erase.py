@@ -28,7 +28,7 @@ from synth_assets.erasure.select import Selector, marks_of
 from synth_assets.errors import Incomplete, SynthError, UsageError
 from synth_assets.lifecycle.descent import Known
 from synth_assets.lifecycle.tombstones import Kind, Tombstones
-from synth_assets.llm.ledger_erase import erase_requests, open_batches_with
+from synth_assets.llm.ledger.erase import erase_requests, open_batches_with
 from synth_assets.run import Session
 from synth_assets.settings import Home
 from synth_assets.sources import objects

@@ -30,8 +30,8 @@ from synth_assets.lifecycle.descent import (
     normalised,
     prompt_digest,
 )
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.ledger_erase import Erased, Kept, count_kept, kept_requests
+from synth_assets.llm.ledger.erase import Erased, Kept, count_kept, kept_requests
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.settings import Home
 from synth_assets.spec.load import Dataset
 from synth_assets.store.content import TABLE

@@ -15,8 +15,8 @@ from synth_assets.llm.engine import ask
 from synth_assets.llm.errors import ErrorKind
 from synth_assets.llm.formats import build_body, items_of, kind_of, output_mode
 from synth_assets.llm.identity import Request
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.rows import LedgerError, Spent
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import LedgerError, Spent
 from synth_assets.llm.scheduler import Limits
 from synth_assets.llm.sync import run_sync
 

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from synth_assets.llm.batch_book import PREPARING, open_batches
+from synth_assets.llm.batch.book import PREPARING, open_batches
 from synth_assets.llm.budget import Budget, Caps, Prices
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.rows import Spent
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import Spent
 
 _WAIT_S: Final = 0.25
 

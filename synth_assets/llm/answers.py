@@ -11,7 +11,7 @@ import orjson
 
 from synth_assets.llm.errors import ErrorKind
 from synth_assets.llm.identity import Kind, Request
-from synth_assets.llm.rows import OK, StoredAnswer
+from synth_assets.llm.ledger.rows import OK, StoredAnswer
 
 # Counts beyond this are nonsense that some servers report; no context window is near it.
 MOST_TOKENS: Final = 10**8

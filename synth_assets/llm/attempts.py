@@ -17,9 +17,9 @@ from synth_assets.llm.client import Client
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.errors import CallFailed, ErrorKind, Failure, not_an_answer
 from synth_assets.llm.identity import Request
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import UnseenRow
 from synth_assets.llm.outcomes import Bought, GaveUp
-from synth_assets.llm.rows import UnseenRow
 from synth_assets.llm.scheduler import Gate, Limits, Pacer, backoff_s
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Any, Final
 import orjson
 
 from synth_assets.errors import SynthError, UsageError, shown
-from synth_assets.llm.rows import Spent
+from synth_assets.llm.ledger.rows import Spent
 
 TEMPLATE_TOKENS: Final = 256
 _LIMIT_KEYS = ("max_completion_tokens", "max_tokens")

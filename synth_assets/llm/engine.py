@@ -30,7 +30,7 @@ from synth_assets.llm.client import Client
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.errors import ErrorKind
 from synth_assets.llm.identity import Request
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.outcomes import (
     GaveUp,
     bought_answer,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from synth_assets.llm.budget import Prices
-from synth_assets.llm.history import Pace
+from synth_assets.llm.ledger.history import Pace
 from synth_assets.llm.scheduler import Limits
 
 # With no call to learn from: a hosted model's wait for the first token, and its speed after that.

@@ -29,7 +29,7 @@ from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.engine import ask
 from synth_assets.llm.errors import ErrorKind
 from synth_assets.llm.identity import Kind, Request
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.salvage import parse_plain_list, salvage_json_list
 from synth_assets.llm.scheduler import Limits
 

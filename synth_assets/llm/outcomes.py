@@ -9,7 +9,7 @@ from synth_assets.llm.answers import Answer, Decoded, content_detail
 from synth_assets.llm.budget import Prices
 from synth_assets.llm.errors import ErrorKind, Failure
 from synth_assets.llm.identity import Request
-from synth_assets.llm.rows import OK, CallRow, FailureRow
+from synth_assets.llm.ledger.rows import OK, CallRow, FailureRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from synth_assets.assets.stages import STAGES
 from synth_assets.errors import UsageError, shown
-from synth_assets.llm.ledger import Ledger, ledger_location
-from synth_assets.llm.ledger_verify import verify_ledger
-from synth_assets.llm.rows import NoLedger
+from synth_assets.llm.ledger.ledger import Ledger, ledger_location
+from synth_assets.llm.ledger.rows import NoLedger
+from synth_assets.llm.ledger.verify import verify_ledger
 from synth_assets.settings import Home
 from synth_assets.sources.landing import dataset_of
 from synth_assets.spec.load import Discovery

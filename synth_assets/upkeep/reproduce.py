@@ -29,7 +29,7 @@ from synth_assets.assets.source import source_versions
 from synth_assets.assets.stages import SOURCE, STAGES
 from synth_assets.assets.workbench import Notify, Workbench
 from synth_assets.errors import SourceError, SynthError, UsageError
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.sync import run_sync
 from synth_assets.run import Session, run_dataset
 from synth_assets.settings import Home

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Final
 
-from synth_assets.llm.ledger_backend import Backend
-from synth_assets.llm.ledger_sqlite import SqliteBackend
-from synth_assets.llm.rows import LedgerError
+from synth_assets.llm.ledger.backend import Backend
+from synth_assets.llm.ledger.rows import LedgerError
+from synth_assets.llm.ledger.sqlite import SqliteBackend
 
 LEDGER_URL_ENV: Final = "SYNTH_LEDGER_URL"
 _SQLITE: Final = "sqlite:///"
@@ -40,7 +40,7 @@ def opened_backend(location: str | Path, *, lease_s: float, create: bool = True)
         )
     place = postgres_place(text)
     try:
-        from synth_assets.llm.ledger_postgres import PostgresBackend
+        from synth_assets.llm.ledger.postgres import PostgresBackend
     except ImportError as error:
         raise LedgerError(
             "the PostgreSQL driver is not installed",

@@ -10,7 +10,7 @@ its answers go into the ledger, and the stream is walked again, until everything
 ``wait_s`` is over. What is left then stays at the provider, and a later run collects it.
 
 Memory does not grow with the stream when ``requests`` is a function that makes it: see
-``batch_stream``.
+``stream``.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from synth_assets.errors import EndpointError, Incomplete, UsageError
-from synth_assets.llm import batch_book as book
 from synth_assets.llm.answers import Answer, Tallies
 from synth_assets.llm.attempts import Event, unusable
-from synth_assets.llm.batch_book import OpenBatch
-from synth_assets.llm.batch_keeper import Harvest, Keeper
-from synth_assets.llm.batch_provider import Connect, Provider, Unavailable
-from synth_assets.llm.batch_room import Room
-from synth_assets.llm.batch_walk import Walk
+from synth_assets.llm.batch import book
+from synth_assets.llm.batch.book import OpenBatch
+from synth_assets.llm.batch.keeper import Harvest, Keeper
+from synth_assets.llm.batch.provider import Connect, Provider, Unavailable
+from synth_assets.llm.batch.room import Room
+from synth_assets.llm.batch.walk import Walk
 from synth_assets.llm.budget import Budget, Prices
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.errors import Failure
 from synth_assets.llm.identity import Request
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.scheduler import Limits
 
 T = TypeVar("T")

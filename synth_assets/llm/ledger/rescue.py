@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from synth_assets.llm.rows import StoredAnswer
+from synth_assets.llm.ledger.rows import StoredAnswer
 
 log = logging.getLogger(__name__)
 

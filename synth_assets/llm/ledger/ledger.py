@@ -1,6 +1,6 @@
 """The ledger: what was paid for is on disk before it is used, and nobody pays for it twice.
 
-One thread writes, many things at a time (``ledger_writer``), and ``await put(...)`` returns only
+One thread writes, many things at a time (``writer``), and ``await put(...)`` returns only
 after the commit.
 
 Several processes share a ledger. Before a request is asked it is *claimed*; a request that
@@ -9,7 +9,7 @@ one host a dead process is known at once, elsewhere by a heartbeat older than th
 that was frozen for longer than the lease may find its request asked by another; the first answer
 written is the one that counts.
 
-The database behind it is synchronous and small (``ledger_backend``): a SQLite file, or PostgreSQL
+The database behind it is synchronous and small (``backend``): a SQLite file, or PostgreSQL
 for several machines, by the same statements.
 """
 
@@ -22,10 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from synth_assets.llm.ledger_backend import Backend
-from synth_assets.llm.ledger_location import ledger_location, opened_backend
-from synth_assets.llm.ledger_writer import Claim, Execute, Release, Remember, Writer
-from synth_assets.llm.rows import (
+from synth_assets.llm.ledger.backend import Backend
+from synth_assets.llm.ledger.location import ledger_location, opened_backend
+from synth_assets.llm.ledger.rows import (
     CallRow,
     Claims,
     Committed,
@@ -36,6 +35,7 @@ from synth_assets.llm.rows import (
     StoredAnswer,
     UnseenRow,
 )
+from synth_assets.llm.ledger.writer import Claim, Execute, Release, Remember, Writer
 
 __all__ = ["DEFAULT_LEASE_S", "DEFAULT_LINGER_S", "Ledger", "ledger_location"]
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 
 from synth_assets.llm.answers import decoded
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.tokens import MeasuredRatio, prompt_texts
 
 RECENT: Final = 500

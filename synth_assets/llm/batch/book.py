@@ -27,10 +27,10 @@ from typing import Any, Final
 
 from synth_assets.llm.errors import ErrorKind, Failure
 from synth_assets.llm.identity import Kind
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.ledger_sql import marks
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import Claims, Statement
+from synth_assets.llm.ledger.sql import marks
 from synth_assets.llm.outcomes import GaveUp
-from synth_assets.llm.rows import Claims, Statement
 
 PREPARING: Final = "preparing"
 SUBMITTING: Final = "submitting"

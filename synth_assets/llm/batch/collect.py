@@ -11,13 +11,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from synth_assets.errors import EndpointError, UsageError
-from synth_assets.llm import batch_book as book
 from synth_assets.llm.attempts import unusable
-from synth_assets.llm.batch_book import OpenBatch, open_batches
-from synth_assets.llm.batch_keeper import ENDED, Harvest, Keeper
-from synth_assets.llm.batch_provider import Connect, Provider, Refused
+from synth_assets.llm.batch import book
+from synth_assets.llm.batch.book import OpenBatch, open_batches
+from synth_assets.llm.batch.keeper import ENDED, Harvest, Keeper
+from synth_assets.llm.batch.provider import Connect, Provider, Refused
 from synth_assets.llm.endpoint import Endpoint
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.scheduler import Limits
 
 
@@ -27,7 +27,7 @@ class Collected:
 
     ``answers``: answers put into the ledger, ``refused``: requests refused for good, ``returned``:
     requests that may be asked again, each by dataset. ``states``: batches by (dataset, state)
-    after the look; a state is one of those in ``batch_book``, or "dropped". ``problems``: batches
+    after the look; a state is one of those in ``book``, or "dropped". ``problems``: batches
     that could not be looked at, and why.
     """
 

@@ -7,20 +7,20 @@ from contextlib import suppress
 from dataclasses import replace
 
 from synth_assets.errors import UsageError
-from synth_assets.llm import batch_book as book
 from synth_assets.llm.answers import Answer, replayed
-from synth_assets.llm.batch_book import OpenBatch
-from synth_assets.llm.batch_draft import Draft
-from synth_assets.llm.batch_files import LINE_BYTES
-from synth_assets.llm.batch_room import Room, batch_prices_json
-from synth_assets.llm.batch_stream import Seat, Stream
+from synth_assets.llm.batch import book
+from synth_assets.llm.batch.book import OpenBatch
+from synth_assets.llm.batch.draft import Draft
+from synth_assets.llm.batch.files import LINE_BYTES
+from synth_assets.llm.batch.room import Room, batch_prices_json
+from synth_assets.llm.batch.stream import Seat, Stream
 from synth_assets.llm.budget import Cost, Prices
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.errors import ErrorKind, Failure
 from synth_assets.llm.identity import Request
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import LedgerError
 from synth_assets.llm.outcomes import GaveUp, failed_answer, failure_row, unasked_answer
-from synth_assets.llm.rows import LedgerError
 
 CHUNK = 500
 Seats = dict[str, list[Seat]]

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from synth_assets.llm.batch_book import OpenBatch, open_batches
+from synth_assets.llm.batch.book import OpenBatch, open_batches
 from synth_assets.llm.budget import (
     TEMPLATE_TOKENS,
     Budget,
@@ -19,7 +19,7 @@ from synth_assets.llm.budget import (
     Reservation,
     completion_limit,
 )
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 
 BATCH_NOTE: Final = "batch"
 # A batch of an unlimited request: more than any budget has.

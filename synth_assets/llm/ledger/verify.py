@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from synth_assets.llm import ledger_sql as sql
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.rows import StoredAnswer, storable
+from synth_assets.llm.ledger import sql
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import StoredAnswer, storable
 
 PAGE: Final = 500
 

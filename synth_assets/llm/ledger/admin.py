@@ -15,9 +15,16 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from synth_assets.llm import ledger_sql as sql
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.rows import Batch, CallRow, FailureRow, LedgerError, Statement, storable
+from synth_assets.llm.ledger import sql
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import (
+    Batch,
+    CallRow,
+    FailureRow,
+    LedgerError,
+    Statement,
+    storable,
+)
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from synth_assets.llm import ledger_sql as sql
-from synth_assets.llm.ledger_backend import Backend, Transaction
-from synth_assets.llm.rescue import opening_lock, rescued
-from synth_assets.llm.rows import Batch, LedgerError, NoLedger, Owner, Written
+from synth_assets.llm.ledger import sql
+from synth_assets.llm.ledger.backend import Backend, Transaction
+from synth_assets.llm.ledger.rescue import opening_lock, rescued
+from synth_assets.llm.ledger.rows import Batch, LedgerError, NoLedger, Owner, Written
 
 log = logging.getLogger(__name__)
 

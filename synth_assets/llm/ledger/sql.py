@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
 
-from synth_assets.llm.rows import (
+from synth_assets.llm.ledger.rows import (
     CallRow,
     FailureRow,
     Mark,

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from synth_assets.llm.ledger_backend import Backend
-from synth_assets.llm.owners import this_process
-from synth_assets.llm.rows import (
+from synth_assets.llm.ledger.backend import Backend
+from synth_assets.llm.ledger.owners import this_process
+from synth_assets.llm.ledger.rows import (
     Batch,
     CallRow,
     Claims,

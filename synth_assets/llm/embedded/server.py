@@ -2,7 +2,7 @@
 
 The server is llama.cpp (``xllamacpp``) in a process of its own, which speaks the OpenAI protocol.
 So the engine talks to it as to any other endpoint: there is no second code path.
-``python -m synth_assets.llm.embedded`` is that process; ``embedded_models`` names its models.
+``python -m synth_assets.llm.embedded.server`` is that process; ``models`` names its models.
 
 Limitation: answers are not reproducible bit for bit. Which requests share a batch changes the
 order of floating-point sums; what was answered is kept by the ledger, not recomputed.
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import IO
 
 from synth_assets.errors import EndpointError
-from synth_assets.llm.cores import usable_cores
-from synth_assets.llm.embedded_models import (
+from synth_assets.llm.embedded.cores import usable_cores
+from synth_assets.llm.embedded.models import (
     ALTERNATIVE,
     MODELS,
     PREFIX,
@@ -134,11 +134,11 @@ def _no_server(problem: str) -> EndpointError:
 def _started(
     path: Path, name: str, *, slots: int, threads: int, log: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "synth_assets.llm.embedded"]
+    command = [sys.executable, "-m", "synth_assets.llm.embedded.server"]
     command += ["--model-file", str(path.resolve()), "--name", name, "--slots", str(slots)]
     command += ["--threads", str(threads), "--parent", str(os.getpid())]
     # The child finds this package however the parent found it.
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     known = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         command,
@@ -212,7 +212,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """The server's process: announces its address, then serves until its parent is gone."""
-    parser = argparse.ArgumentParser(prog="python -m synth_assets.llm.embedded")
+    parser = argparse.ArgumentParser(prog="python -m synth_assets.llm.embedded.server")
     parser.add_argument("--model-file", required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--slots", type=int, required=True)

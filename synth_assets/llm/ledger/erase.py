@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from synth_assets.llm import ledger_sql as sql
-from synth_assets.llm.batch_book import SUBMITTED, SUBMITTING
-from synth_assets.llm.ledger import Ledger
-from synth_assets.llm.rows import Batch, Statement
+from synth_assets.llm.batch.book import SUBMITTED, SUBMITTING
+from synth_assets.llm.ledger import sql
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import Batch, Statement
 from synth_assets.llm.tokens import prompt_texts
 
 PAGE: Final = 512

@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from synth_assets.llm import batch_book as book
-from synth_assets.llm.batch_book import OpenBatch
-from synth_assets.llm.batch_files import LINE_BYTES
-from synth_assets.llm.batch_room import Room
+from synth_assets.llm.batch import book
+from synth_assets.llm.batch.book import OpenBatch
+from synth_assets.llm.batch.files import LINE_BYTES
+from synth_assets.llm.batch.room import Room
 from synth_assets.llm.budget import Cost
 from synth_assets.llm.identity import Kind, Request
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
 
 
 @dataclass

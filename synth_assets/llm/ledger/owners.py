@@ -12,7 +12,7 @@ from uuid import getnode
 
 import psutil
 
-from synth_assets.llm.rows import Owner
+from synth_assets.llm.ledger.rows import Owner
 
 
 def this_process() -> Owner:

@@ -1,7 +1,7 @@
 """What every database behind the ledger does alike: one transaction per batch, claims, reading.
 
 A backend brings its connections, its ``Transaction`` and what it does about damage or a lost
-server. The statements (``ledger_sql``) and their order are here and are the same for all, and so
+server. The statements (``sql``) and their order are here and are the same for all, and so
 is what they promise: transactions that write follow each other, never overlap, and are on the
 disk when ``write`` returns.
 """
@@ -14,9 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from synth_assets.llm import ledger_sql as sql
-from synth_assets.llm.owners import is_gone
-from synth_assets.llm.rows import (
+from synth_assets.llm.ledger import sql
+from synth_assets.llm.ledger.owners import is_gone
+from synth_assets.llm.ledger.rows import (
     Batch,
     CallRow,
     Claims,

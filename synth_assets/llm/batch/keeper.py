@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from synth_assets.errors import EndpointError
-from synth_assets.llm import batch_book as book
 from synth_assets.llm.answers import decoded
 from synth_assets.llm.attempts import unusable
-from synth_assets.llm.batch_book import OpenBatch
-from synth_assets.llm.batch_files import URLS, Result, read_results, request_of, write_lines
-from synth_assets.llm.batch_provider import Provider, Refused
-from synth_assets.llm.batch_room import prices_of, worst_case
+from synth_assets.llm.batch import book
+from synth_assets.llm.batch.book import OpenBatch
+from synth_assets.llm.batch.files import URLS, Result, read_results, request_of, write_lines
+from synth_assets.llm.batch.provider import Provider, Refused
+from synth_assets.llm.batch.room import prices_of, worst_case
 from synth_assets.llm.budget import Cost
 from synth_assets.llm.errors import ErrorKind, Failure, failure_of_status, not_an_answer, one_line
 from synth_assets.llm.identity import Request
-from synth_assets.llm.ledger import Ledger
+from synth_assets.llm.ledger.ledger import Ledger
+from synth_assets.llm.ledger.rows import CallRow, FailureRow
 from synth_assets.llm.outcomes import Bought, GaveUp, call_row, failure_row
-from synth_assets.llm.rows import CallRow, FailureRow
 
 if TYPE_CHECKING:
     from openai.types import Batch

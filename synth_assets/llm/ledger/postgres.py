@@ -26,9 +26,9 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.string import StrDumperUnknown
 
-from synth_assets.llm import ledger_sql as sql
-from synth_assets.llm.ledger_backend import Backend, Transaction
-from synth_assets.llm.rows import Batch, LedgerError, NoLedger, Owner, Written, storable
+from synth_assets.llm.ledger import sql
+from synth_assets.llm.ledger.backend import Backend, Transaction
+from synth_assets.llm.ledger.rows import Batch, LedgerError, NoLedger, Owner, Written, storable
 
 log = logging.getLogger(__name__)
 

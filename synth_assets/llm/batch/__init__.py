@@ -1,0 +1,1 @@
+"""Batch mode: the same requests for half the price, answered within hours."""
