@@ -406,6 +406,22 @@ def test_a_table_that_is_gone_from_the_store_is_made_again(refreshed: Refreshed)
     assert refreshed.to_rest() == [["eval"]]
 
 
+@pytest.mark.parametrize(("default", "chosen", "known"), [(2, None, 2), (2, 5, 5), (None, None, 0)])
+def test_a_look_makes_the_pool_known_and_leaves_a_limit_that_somebody_chose(
+    tmp_path: Path, default: int | None, chosen: int | None, known: int
+) -> None:
+    limit = f"concurrency: {{pools: {{default_limit: {default}}}}}\n" if default else ""
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n" + limit)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        storage = instance.event_log_storage
+        if chosen is not None:
+            storage.set_concurrency_slots("generation", chosen)
+        for _ in range(2):
+            Automation(instance).tick()
+            found = {limit.name: limit.limit for limit in storage.get_pool_limits()}
+            assert found.get("generation", 0) == known
+
+
 # --- others at work -------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from synth_assets.assets.generating import POOL
 from synth_assets.assets.stages import key, stages_of
 from synth_assets.assets.workbench import Workbench
 from synth_assets.refresh.memory import read, written
@@ -33,6 +34,7 @@ def refresh_sensor(datasets: Sequence[Dataset]) -> dg.SensorDefinition:
     def refresh(
         context: dg.SensorEvaluationContext, workbench: dg.ResourceParam[Workbench]
     ) -> dg.SensorResult:
+        limit_generations(context.instance)
         location = context.repository_def
         found = tick(
             watch,
@@ -53,6 +55,20 @@ def refresh_sensor(datasets: Sequence[Dataset]) -> dg.SensorDefinition:
         )
 
     return refresh
+
+
+def limit_generations(instance: dg.DagsterInstance) -> None:
+    """Makes the default limit of the pool known before any run asks for a place in it.
+
+    Dagster reads which pools have a limit before it adds those that it sees for the first time, so
+    on a new instance all runs of its first look at the queue would start at once.
+    """
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return
+    known = {limit.name for limit in storage.get_pool_limits()}
+    if POOL not in known and instance.global_op_concurrency_default_limit is not None:
+        storage.initialize_concurrency_limit_to_default(POOL)
 
 
 def clock() -> float:
