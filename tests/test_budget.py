@@ -118,6 +118,7 @@ def test_a_budget_that_caps_nothing_is_refused_with_its_line(tickets: DatasetFol
     assert "caps usd, tokens or calls" in checked.errors
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_one_budget(
     tickets: DatasetFolder, server: ServerState, synth_home: Path
 ) -> None:

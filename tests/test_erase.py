@@ -598,6 +598,7 @@ def test_a_run_of_several_datasets_keeps_what_it_says_of_the_others(
     assert place.statuses(server)["human_raw"]["status"] == "missing"
 
 
+@pytest.mark.slow
 def test_an_imported_row_that_names_it_as_a_parent_goes_and_stays_away(
     synth_home: Path, server: ServerState, monkeypatch: pytest.MonkeyPatch
 ) -> None:

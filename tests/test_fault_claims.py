@@ -105,6 +105,7 @@ def test_a_permanent_error_is_asked_once_and_made_up_for(
     assert ran.json["calls"]["made"] == server.successes_by_identity.total()
 
 
+@pytest.mark.slow
 def test_every_kind_of_fault_at_once_costs_no_row_and_hides_nothing(
     tickets: DatasetFolder, synth_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from tests.test_run import run, table
 RATES = {"429": 0.05, "500": 0.02, "reset": 0.01, "malformed": 0.02, "length": 0.01}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_mixed_faults_cost_no_row_and_no_answer_twice(
     tickets: DatasetFolder, synth_home: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

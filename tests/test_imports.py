@@ -364,6 +364,7 @@ def test_an_import_is_landed_again_only_when_it_changes(importing: DatasetFolder
     assert "imported_raw" not in ran
 
 
+@pytest.mark.slow
 def test_the_order_of_the_file_does_not_matter(
     importing: DatasetFolder, endpoint: ServerState, synth_home: Path
 ) -> None:
@@ -390,6 +391,7 @@ def test_the_order_of_the_file_does_not_matter(
     assert {"surplus", "near_duplicate"} <= set(reasons)
 
 
+@pytest.mark.slow
 def test_a_forecast_counts_imported_rows_as_there(
     importing: DatasetFolder, endpoint: ServerState
 ) -> None:

@@ -29,6 +29,7 @@ def released(synth_home: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetFolder
     return folder
 
 
+@pytest.mark.slow
 def test_a_release_names_the_import_and_is_made_again_from_it(
     released: DatasetFolder, synth_home: Path, tmp_path: Path
 ) -> None:

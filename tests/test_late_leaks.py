@@ -49,6 +49,7 @@ def test_a_holdout_row_that_comes_after_a_seed_of_the_same_text_stops_the_run(
     assert released.read_text() == old
 
 
+@pytest.mark.slow
 def test_a_holdout_row_that_leaks_nowhere_asks_nothing_again(
     tickets: DatasetFolder, server: ServerState
 ) -> None:

@@ -24,6 +24,7 @@ def server(synth_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
         yield state
 
 
+@pytest.mark.slow
 def test_what_one_home_bought_another_replays_through_postgresql(
     tickets: DatasetFolder,
     server: ServerState,

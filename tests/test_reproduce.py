@@ -123,6 +123,7 @@ def test_every_stage_comes_out_the_same_and_nobody_is_asked(made: Made, shape: S
     assert found.json["problems"] == []
 
 
+@pytest.mark.slow
 def test_a_partial_release_is_made_again_as_partial_after_more_was_bought(made: Made) -> None:
     made.dataset.edit("generate.budget", {"calls": 8})
     ran = run()
@@ -140,7 +141,7 @@ def test_a_partial_release_is_made_again_as_partial_after_more_was_bought(made: 
     assert found.json["answers_copied"] < whole.json["answers_copied"]
 
 
-@pytest.mark.parametrize("candidates", ["stored", "cleared"])
+@pytest.mark.parametrize("candidates", ["stored", pytest.param("cleared", marks=pytest.mark.slow)])
 def test_answers_that_the_ledger_lacks_are_named_and_not_asked_for(
     made: Made, candidates: str
 ) -> None:
@@ -169,6 +170,7 @@ def delete(ledger: Ledger, request_id: str) -> None:
     ledger.backend.write(Batch(statements=[statement]))
 
 
+@pytest.mark.slow
 def test_a_source_that_changed_or_is_gone_is_said(made: Made) -> None:
     assert run().code == 0
     more = {"body": "a forklift drove over my brand new espresso machine", "topic": "delivery"}

@@ -161,6 +161,7 @@ def test_a_prompt_that_renders_the_same_stops_at_the_plan(done: DatasetFolder) -
     assert (ran.code, ran.json["ran"]) == (0, ["plan"])
 
 
+@pytest.mark.slow
 def test_going_back_to_an_old_prompt_asks_nothing_again(
     done: DatasetFolder, endpoint: ServerState
 ) -> None:

@@ -71,6 +71,7 @@ def test_two_runs_of_one_dataset_at_once_buy_every_answer_once(
     assert {stage["status"] for stage in statuses().values()} == {"fresh"}
 
 
+@pytest.mark.slow
 def test_datasets_that_ask_the_same_share_their_answers(place: Place, server: ServerState) -> None:
     for name in ("tickets", "copied", "later"):
         place.dataset(name)

@@ -41,7 +41,10 @@ def wait_for_answers(server: ServerState, count: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", STOPS)
+@pytest.mark.parametrize(
+    "how",
+    ["ctrl-c", *(pytest.param(how, marks=pytest.mark.slow) for how in ("terminated", "killed"))],
+)
 def test_a_stopped_run_loses_no_answer_and_buys_none_twice(
     tickets: DatasetFolder, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_home_as_it_was_made_is_all_good(released: Place) -> None:
     assert "all good" in synth("verify", "tickets", "--release", "current").result.stdout
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_of_any_file_is_found_a_hundred_times_out_of_a_hundred(
     released: Place,
 ) -> None:
