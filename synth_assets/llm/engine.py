@@ -27,6 +27,7 @@ from synth_assets.llm.answers import Answer, Tallies, replayed
 from synth_assets.llm.attempts import Attempts, Event, unusable
 from synth_assets.llm.budget import Budget, Prices, Reservation
 from synth_assets.llm.client import Client
+from synth_assets.llm.collecting import fewer_collections
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.errors import ErrorKind
 from synth_assets.llm.identity import Request
@@ -85,12 +86,13 @@ async def ask(
         on_event=on_event,
         tallies=tallies or Tallies(),
     )
-    run.start(stop)
-    try:
-        async for answer in run.answers():
-            yield answer
-    finally:
-        await run.finish()
+    with fewer_collections():
+        run.start(stop)
+        try:
+            async for answer in run.answers():
+                yield answer
+        finally:
+            await run.finish()
 
 
 class _Run:
