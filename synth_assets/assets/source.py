@@ -114,9 +114,10 @@ def look(dataset: Dataset, home: Home, role: Role = "human") -> tuple[list[Seen]
     seen, versions = [], []
     erased = Log(home.root, dataset.name).tombstones().digest
     for place, source in enumerate(dataset.spec.sources_of(role)):
-        versioned_by_query = isinstance(source, SqlSource) and source.version_query
-        # Asked before the rows are read: what changes meanwhile is another version next time.
-        declared = _declared_version(source) if versioned_by_query else ""  # type: ignore[arg-type]
+        declared = ""
+        if isinstance(source, SqlSource) and source.version_query:
+            # Asked before the rows are read: what changes meanwhile is another version next time.
+            declared = _declared_version(source)
         found = _SEEN.pop(_address(dataset, source, home, place), None)
         if found is None or found.erased.digest != erased or not _is_there(found):
             found = _look(dataset, source, home, place)
