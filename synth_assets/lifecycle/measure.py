@@ -58,6 +58,7 @@ def measure(
     student: str,
     repeats: int,
     seed: int,
+    cautions: Sequence[str] = (),
 ) -> Contribution:
     """Trains every arm ``1 + repeats`` times and compares them on ``holdout``.
 
@@ -66,7 +67,8 @@ def measure(
     weight it has on its own, ``blend`` is both. Rows without id, text or label, or with a weight
     that is not finite and positive, are left out and counted in the arm's note. Held-out rows all
     count the same, whatever their weight. Macro-F1 averages over the labels of ``holdout``; other
-    predictions are errors. The order of rows does not matter.
+    predictions are errors. The order of rows does not matter. ``cautions`` are whole sentences that
+    the caller knows to weaken the verdict; they stand at the end of its sentence.
 
     Raises ``UsageError`` for an unknown ``student`` or fewer than 2 ``repeats``.
     """
@@ -84,7 +86,7 @@ def measure(
     with threadpool_limits(limits=1):  # the order of a threaded sum would show in the last digit
         exam = _Exam.of(held, trained, kind=kind, repeats=repeats, seed=seed)
         results = {arm: exam.result(trained[arm]) for arm in ARMS}
-    return _contribution(results, trained, exam)
+    return _contribution(results, trained, exam, cautions)
 
 
 # --- rows of an arm ---------------------------------------------------------------------------
@@ -223,7 +225,10 @@ class _Exam:
 
 
 def _contribution(
-    results: dict[ArmName, _Result], trained: dict[ArmName, _Rows], exam: _Exam
+    results: dict[ArmName, _Result],
+    trained: dict[ArmName, _Rows],
+    exam: _Exam,
+    cautions: Sequence[str],
 ) -> Contribution:
     differences = _differences(results)
     labels = _labels(results, trained, exam)
@@ -242,6 +247,7 @@ def _contribution(
         discordant=discordant,
         unable=unable,
         holdout_rows=len(exam.held.ids),
+        cautions=cautions,
     )
     return Contribution(arms, differences, labels, verdict, sentence, len(exam.held.ids))
 

@@ -57,10 +57,12 @@ def sentence(
     discordant: int | None,
     unable: Mapping[str, str],
     holdout_rows: int,
+    cautions: Sequence[str] = (),
 ) -> str:
     """Plain words with numbers: the finding, the volume control, and every caution that applies.
 
-    Frames as in ``Contribution``; ``unable`` says why the human or blend arm has no score.
+    Frames as in ``Contribution``; ``unable`` says why the human or blend arm has no score,
+    ``cautions`` are sentences of the caller's.
     """
     if found == "not_measurable":
         reasons = "; ".join(f"{arm} arm: {why}" for arm, why in unable.items())
@@ -72,6 +74,7 @@ def sentence(
         _worse(labels),
         _few(labels, holdout_rows),
         _unscored(labels),
+        *cautions,
     ]
     return " ".join(part for part in parts if part)
 
