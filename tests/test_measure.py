@@ -27,6 +27,7 @@ from synth_assets.lifecycle.resample import (
     weighted_scores,
 )
 from synth_assets.lifecycle.verdicts import verdict_of
+from synth_assets.report.picture import contribution_markdown
 
 WORDS = {
     "Engine": "engine oil smoke misfire piston idle",
@@ -150,8 +151,49 @@ def test_a_gain_that_volume_explains_is_said_to_be_volume() -> None:
         pl.format("copy-{}", "record_id").alias("record_id"), weight=pl.lit(2.0)
     )
     found = measured(human, copies)
-    assert found.verdict == "helps"
+    assert difference(found)["low"] > 0
+    assert found.verdict == "no_measurable_difference"
+    assert found.sentence.startswith("No measurable gain beyond volume and class balance:")
     assert "may be volume alone" in found.sentence
+
+
+def test_a_gain_that_class_weights_give_is_said_to_be_class_balance() -> None:
+    # Copies of the rare rows bring no information, only another balance of the classes.
+    human = rows({"Engine": 80, "Bucket": 60, "Radiator": 6}, seed=1, origin="human")
+    rare = human.filter(pl.col("label") == "Radiator")
+    copies = pl.concat(
+        rare.with_columns(
+            pl.format("copy{}-{}", pl.lit(n), "record_id").alias("record_id"),
+            cluster=pl.col("record_id"),
+        )
+        for n in range(10)
+    )
+    found = measured(human.with_columns(cluster="record_id"), copies)
+    assert difference(found)["low"] > 0
+    assert abs(difference(found, "blend - human_balanced")["value"]) < 0.01
+    assert found.verdict == "no_measurable_difference"
+    assert "balance of the classes" in found.sentence
+    assert "class weights on the human rows give it without a synthetic row" in found.sentence
+    assert "No measurable gain beyond class balance" in contribution_markdown(found)
+
+
+def test_balanced_human_rows_have_the_label_totals_of_the_blend() -> None:
+    # Without any text to tell labels apart, only their weights decide what is predicted.
+    human = frame(["same text"] * 12, ["Engine"] * 10 + ["Bucket"] * 2, origin="human")
+    made = frame(["same text"] * 20, ["Bucket"] * 20, origin="synthetic")
+    held = frame(["same text"] * 20, ["Bucket"] * 20, origin="held")
+    found = measured(human, made, held)
+    assert arm(found, "human")["accuracy"] == 0
+    assert arm(found, "human_upsampled")["accuracy"] == 0
+    assert arm(found, "human_balanced")["accuracy"] == arm(found, "blend")["accuracy"] == 1
+    assert "by 1 to 11" in str(arm(found, "human_balanced")["note"])
+
+
+def test_a_label_without_human_rows_cannot_be_balanced_and_is_counted() -> None:
+    made = rows({"Radiator": 20}, seed=3, origin="synthetic")
+    human = rows({"Engine": 30, "Bucket": 20}, seed=1, origin="human")
+    note = str(arm(measured(human, made), "human_balanced")["note"])
+    assert "1 labels of the blend have no human row" in note
 
 
 def test_one_held_out_row_cannot_make_a_verdict() -> None:

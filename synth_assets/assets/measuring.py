@@ -1,4 +1,4 @@
-"""The evidence lane: train + eval -> contribution. Did the synthetic rows help?"""
+"""The evidence lane: train + eval (+ groups) -> contribution. Did the synthetic rows help?"""
 
 # No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
@@ -11,6 +11,7 @@ import polars as pl
 from synth_assets.assets import evidence
 from synth_assets.assets.failures import shown_to_user
 from synth_assets.assets.stages import check, key, tables
+from synth_assets.lifecycle.draws import clustered
 from synth_assets.lifecycle.measure import Contribution, measure
 from synth_assets.report.picture import contribution_markdown
 from synth_assets.report.tables import markdown_table
@@ -38,19 +39,21 @@ def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
             )
         ],
     )
-    def contribution(train: pl.DataFrame, eval: pl.DataFrame) -> Iterator[Any]:
-        human, made = (train.filter(pl.col("origin") == o) for o in ("human", "synthetic"))
+    def contribution(train: pl.DataFrame, eval: pl.DataFrame, human: pl.DataFrame) -> Iterator[Any]:
+        groups = human if spec.partition.group_by else None
+        trained = clustered(train, groups)
         with shown_to_user():
             found = measure(
-                human,
-                made,
-                train,
-                eval,
+                _of(trained, "human", spec.blend.weights.human),
+                _of(trained, "synthetic", spec.blend.weights.synthetic),
+                trained,
+                clustered(eval, groups),
                 text=task.text,
                 label=task.stratum,
                 student=spec.measure.student,
                 repeats=spec.measure.repeats,
                 seed=spec.random_seed,
+                first_of_each=spec.human.min_train_per_label if spec.human.limit_train else 0,
             )
         yield dg.Output(found.table(), "contribution", metadata=_metadata(found))
         yield evidence.result(
@@ -64,6 +67,11 @@ def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
         )
 
     return contribution
+
+
+def _of(train: pl.DataFrame, origin: str, weight: float) -> pl.DataFrame:
+    """Rows of one origin, each with the weight that it has on its own, without class weights."""
+    return train.filter(pl.col("origin") == origin).with_columns(weight=pl.lit(float(weight)))
 
 
 def _metadata(found: Contribution) -> dict[str, Any]:

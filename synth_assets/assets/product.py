@@ -54,6 +54,7 @@ def _blend(dataset: Dataset) -> dg.AssetsDefinition:
                 human_weight=spec.blend.weights.human,
                 synthetic_weight=spec.blend.weights.synthetic,
                 seed=spec.random_seed,
+                balance_classes=spec.blend.class_weights == "balanced",
             )
         train = rows.filter(pl.col("split") == "train")
         made = train.filter(pl.col("origin") == "synthetic").height

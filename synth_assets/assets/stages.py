@@ -72,7 +72,7 @@ _TABLES = (
     Stage("train", "product", "split", ("blend",), "What a model trains on."),
     Stage("validation", "product", "split", ("blend",), "Human rows to tune on."),
     Stage("eval", "product", "eval", ("holdout",), "Human rows to be judged by."),
-    Stage("contribution", "evidence", "contribution", ("train", "eval"), "Did it help?"),
+    Stage("contribution", "evidence", "contribution", ("train", "eval", "human"), "Did it help?"),
 )
 # The leaves of the graph: whatever changes above changes one of them, or nothing that matters.
 RELEASE = Stage(

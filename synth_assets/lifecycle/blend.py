@@ -19,11 +19,14 @@ def blend(
     human_weight: float,
     synthetic_weight: float,
     seed: int,
+    balance_classes: bool = False,
 ) -> pl.DataFrame:
     """Stack human rows (split train | validation) and synthetic rows (split train).
 
     ``synthetic_share`` (0..1) caps the synthetic rows' share of the training split: rows are then
     taken in turn from every stratum, in hash order, so that a cap never silences a rare one.
+    ``balance_classes``: weights of training rows are scaled so that every stratum has the same
+    total, and all of them together the total they had.
     Result: record_id, origin, payload, weight, split and the provenance of both origins, sorted
     by split, origin and record_id.
     """
@@ -56,7 +59,18 @@ def blend(
         # Of imported rows, where there are any.
         *(name for name in ("source", "source_row") if name in synthetic.columns),
     )
-    return pl.concat([human, made], how="diagonal").sort("split", "origin", "record_id")
+    both = pl.concat([human, made], how="diagonal").sort("split", "origin", "record_id")
+    return _balanced(both, stratum) if balance_classes else both
+
+
+def _balanced(rows: pl.DataFrame, stratum: str) -> pl.DataFrame:
+    trains = pl.col("split") == "train"
+    of_all = pl.col("weight").filter(trains).sum()
+    of_stratum = pl.col("weight").filter(trains).sum().over(stratum)
+    strata = pl.col(stratum).filter(trains).n_unique()
+    # Rounded: the order in which a column is summed would show in the last digit.
+    scaled = (pl.col("weight") * of_all / (strata * of_stratum)).round_sig_figs(12)
+    return rows.with_columns(weight=pl.when(trains).then(scaled).otherwise("weight"))
 
 
 def _in_turn(rows: pl.DataFrame, stratum: str, seed: int) -> pl.DataFrame:

@@ -10,7 +10,7 @@ import polars as pl
 from synth_assets.lifecycle import verdicts
 from synth_assets.lifecycle.verdicts import Verdict
 
-ArmName: TypeAlias = Literal["human", "human_upsampled", "synthetic", "blend"]
+ArmName: TypeAlias = Literal["human", "human_upsampled", "human_balanced", "synthetic", "blend"]
 ARMS: tuple[ArmName, ...] = get_args(ArmName)
 METRICS = ("accuracy", "macro_f1")
 

@@ -1,16 +1,21 @@
 """What synthetic rows are worth: students trained with and without them, judged on human rows.
 
-Four arms of one dataset train the same student and are scored on the same held-out human rows:
-``human``, ``synthetic``, ``blend`` and, as a control, ``human_upsampled``: the human rows with
-their weights scaled to the blend's total. Without the control a gain may be volume alone (for a
-weighted student, more weight is less regularisation), so it is reported beside every verdict. It
-does not control for what *more human rows* would have brought.
+Five arms of one dataset train the same student and are scored on the same held-out human rows:
+``human``, ``synthetic``, ``blend`` and two controls that need no synthetic row:
+
+- ``human_upsampled``: human rows with their weights scaled to the blend's total. Without it a gain
+  may be volume alone: for a weighted student, more weight is less regularisation.
+- ``human_balanced``: human rows, each label's total weight as in the blend. Without it a gain may
+  be class balance alone: a target that fills rare labels changes how often each is expected, and
+  weights on the human rows give that for nothing.
+
+Neither controls for what *more human rows* would have brought.
 
 The estimate comes from one fit of the whole arm. Intervals cover both samples: training rows
-(refits under Bayesian bootstrap weights) and held-out rows (weighted scores), paired across arms;
-see ``resample``. They take rows as independent. Near-copies of one machine's reports, or rows of
-one model call, are not, and then intervals are too narrow; so they are for labels with a handful
-of held-out rows. The generator is held fixed: rows of another generation run would add to them.
+(refits on rows drawn again as they were drawn, see ``draws``) and held-out rows (weighted scores,
+see ``resample``), paired across arms. Rows of one call, one parent or one declared group are drawn
+together. For labels with a handful of held-out rows intervals are too narrow. The generator is
+held fixed: rows of another generation run would add to them.
 """
 
 from __future__ import annotations
@@ -25,13 +30,13 @@ from threadpoolctl import threadpool_limits
 from synth_assets.errors import UsageError, shown
 from synth_assets.lifecycle import students, verdicts
 from synth_assets.lifecycle.contribution import ARMS, METRICS, ArmName, Contribution
+from synth_assets.lifecycle.draws import TrainingDraws, training_draws
 from synth_assets.lifecycle.resample import (
     Codes,
     Floats,
     Interval,
     Scores,
     drawn_scores,
-    exponential,
     interval,
     keys_of,
 )
@@ -41,6 +46,7 @@ __all__ = ["Contribution", "measure"]
 PAIRS: tuple[tuple[ArmName, ArmName], ...] = (
     ("blend", "human"),
     ("blend", "human_upsampled"),
+    ("blend", "human_balanced"),
     ("synthetic", "human"),
 )
 HOLDOUT_DRAWS = 400
@@ -58,17 +64,21 @@ def measure(
     student: str,
     repeats: int,
     seed: int,
+    first_of_each: int = 0,
     cautions: Sequence[str] = (),
 ) -> Contribution:
     """Trains every arm ``1 + repeats`` times and compares them on ``holdout``.
 
     Frames hold at least record_id (String), ``text`` (String), ``label`` (String) and weight
     (Float64): ``human`` and ``synthetic`` are the blend's training rows by origin, each with the
-    weight it has on its own, ``blend`` is both. Rows without id, text or label, or with a weight
-    that is not finite and positive, are left out and counted in the arm's note. Held-out rows all
-    count the same, whatever their weight. Macro-F1 averages over the labels of ``holdout``; other
-    predictions are errors. The order of rows does not matter. ``cautions`` are whole sentences that
-    the caller knows to weaken the verdict; they stand at the end of its sentence.
+    weight it has on its own, ``blend`` is both. Rows that came together have one value in the
+    column ``cluster`` (String; left out: each row stands alone). Rows without id, text or label, or
+    with a weight that is not finite and positive, are left out and counted in the arm's note.
+    Held-out rows all count the same, whatever their weight. Macro-F1 averages over the labels of
+    ``holdout``; other predictions are errors. The order of rows does not matter.
+    ``first_of_each``: human rows that were taken of every label on purpose, before the rest.
+    ``cautions`` are whole sentences that the caller knows to weaken the verdict; they stand at the
+    end of its sentence.
 
     Raises ``UsageError`` for an unknown ``student`` or fewer than 2 ``repeats``.
     """
@@ -83,8 +93,10 @@ def measure(
         "blend": _rows(blend, text, label),
     }
     trained["human_upsampled"] = _upsampled(trained["human"], to=trained["blend"])
+    trained["human_balanced"] = _balanced(trained["human"], to=trained["blend"])
+    draws = _draws(trained, repeats=repeats, seed=seed, first_of_each=first_of_each)
     with threadpool_limits(limits=1):  # the order of a threaded sum would show in the last digit
-        exam = _Exam.of(held, trained, kind=kind, repeats=repeats, seed=seed)
+        exam = _Exam.of(held, trained, kind=kind, draws=draws, repeats=repeats, seed=seed)
         results = {arm: exam.result(trained[arm]) for arm in ARMS}
     return _contribution(results, trained, exam, cautions)
 
@@ -95,6 +107,7 @@ def measure(
 @dataclass(frozen=True)
 class _Rows:
     ids: list[str]
+    clusters: list[str]
     texts: list[str]
     labels: list[str]
     weights: Floats
@@ -109,8 +122,11 @@ class _Rows:
 
 
 def _rows(frame: pl.DataFrame, text: str, label: str) -> _Rows:
+    own = pl.col("record_id").cast(pl.String)
+    together = pl.col("cluster").cast(pl.String) if "cluster" in frame.columns else pl.lit(None)
     chosen = frame.select(
-        record_id=pl.col("record_id").cast(pl.String),
+        record_id=own,
+        cluster=pl.coalesce(together, own),
         text=pl.col(text).cast(pl.String),
         label=pl.col(label).cast(pl.String),
         weight=pl.col("weight").cast(pl.Float64),
@@ -124,6 +140,7 @@ def _rows(frame: pl.DataFrame, text: str, label: str) -> _Rows:
     note = f"{left_out:,} rows without id, text, label or positive weight left out"
     return _Rows(
         ids=usable["record_id"].to_list(),
+        clusters=usable["cluster"].to_list(),
         texts=usable["text"].to_list(),
         labels=usable["label"].to_list(),
         weights=usable["weight"].to_numpy().astype(np.float64),
@@ -137,6 +154,42 @@ def _upsampled(human: _Rows, *, to: _Rows) -> _Rows:
     factor = float(to.weights.sum() / human.weights.sum())
     note = f"human rows at {factor:.3g} times their weight"
     return replace(human, weights=human.weights * factor, note=_joined(human.note, note))
+
+
+def _balanced(human: _Rows, *, to: _Rows) -> _Rows:
+    """Human rows, each label's total weight as in ``to``; labels that ``to`` lacks stay as is."""
+    if not human.ids or not to.ids:
+        return human
+    own, wanted = _label_weights(human), _label_weights(to)
+    factors = {name: wanted.get(name, total) / total for name, total in own.items()}
+    weights = human.weights * np.array([factors[name] for name in human.labels])
+    note = f"labels weighted as in the blend, by {min(factors.values()):.3g} to "
+    note += f"{max(factors.values()):.3g}"
+    without = len(wanted.keys() - own.keys())
+    missing = f"{without:,} labels of the blend have no human row" if without else ""
+    return replace(human, weights=weights, note=_joined(human.note, note, missing))
+
+
+def _label_weights(rows: _Rows) -> dict[str, float]:
+    """Total weight per label."""
+    totals: dict[str, float] = {}
+    for name, weight in zip(rows.labels, rows.weights.tolist(), strict=True):
+        totals[name] = totals.get(name, 0.0) + weight
+    return totals
+
+
+def _draws(
+    trained: dict[ArmName, _Rows], *, repeats: int, seed: int, first_of_each: int
+) -> TrainingDraws:
+    parts = [
+        pl.DataFrame(
+            {"cluster": rows.clusters, "label": rows.labels},
+            schema={"cluster": pl.String, "label": pl.String},
+        ).with_columns(human=pl.lit(arm == "human"))
+        for arm, rows in trained.items()
+        if arm in ("human", "synthetic", "blend")
+    ]
+    return training_draws(pl.concat(parts), draws=repeats, seed=seed, first_of_each=first_of_each)
 
 
 def _joined(*notes: str) -> str:
@@ -162,6 +215,7 @@ class _Exam:
     code_of: dict[str, int]  # the holdout's labels first, in order, then those of training only
     labels: list[str]  # the holdout's
     kind: students.Student
+    draws: TrainingDraws
     repeats: int
     seed: int
 
@@ -172,13 +226,14 @@ class _Exam:
         trained: dict[ArmName, _Rows],
         *,
         kind: students.Student,
+        draws: TrainingDraws,
         repeats: int,
         seed: int,
     ) -> _Exam:
         labels = sorted(set(held.labels))
         others = {name for rows in trained.values() for name in rows.labels} - set(labels)
         code_of = {name: code for code, name in enumerate([*labels, *sorted(others)])}
-        return cls(held, code_of, labels, kind, repeats, seed)
+        return cls(held, code_of, labels, kind, draws, repeats, seed)
 
     def codes(self, labels: Sequence[str]) -> Codes:
         return np.array([self.code_of[name] for name in labels], dtype=np.int64)
@@ -198,7 +253,7 @@ class _Exam:
         scores = drawn_scores(
             truth,
             predicted,
-            keys_of(self.held.ids, seed=self.seed, stream="holdout"),
+            keys_of(self.held.clusters, seed=self.seed, stream="holdout"),
             labels=len(self.labels),
             draws=HOLDOUT_DRAWS,
         )
@@ -212,11 +267,10 @@ class _Exam:
             return np.full(shape, codes[0]), "a single label, predicted for every row"
         prepared = self.kind.prepare(rows.texts, codes, rows.weights)
         features = prepared.encode(self.held.texts)
-        keys = keys_of(rows.ids, seed=self.seed, stream="train")
         predicted, notes = np.empty(shape, dtype=np.int64), set()
-        for repeat in range(1 + self.repeats):
-            fitted = prepared.fit(exponential(keys, repeat) if repeat else None)
-            predicted[repeat] = fitted.predict(features)
+        for fit, draw in enumerate((None, *self.draws.factors(rows.clusters))):
+            fitted = prepared.fit(draw)
+            predicted[fit] = fitted.predict(features)
             notes.add(fitted.note)
         return predicted, _joined(*sorted(notes))
 

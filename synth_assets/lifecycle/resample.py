@@ -1,9 +1,10 @@
-"""Bayesian bootstrap: keyed draws, scores under thousands of weightings, and their intervals.
+"""Keyed draws, scores under thousands of weightings of the held-out rows, and their intervals.
 
-Draws follow Rubin 1981 ("The Bayesian Bootstrap", Ann. Statist. 9): instead of leaving rows out,
-each row gets an independent Exp(1) weight, so no label ever vanishes from a draw. A draw belongs
-to a record's id, a seed and a counter, not to a place in a table: the order of rows is nothing,
-and the same record draws the same weight in every arm (paired comparison).
+Held-out rows are drawn by the Bayesian bootstrap (Rubin 1981, "The Bayesian Bootstrap", Ann.
+Statist. 9): instead of leaving rows out, each cluster of rows gets an independent Exp(1) weight, so
+that no label vanishes from an average over labels. Training rows are drawn otherwise: see
+``draws``. A draw belongs to an id, a seed and a counter, not to a place in a table: the order of
+rows is nothing, and the same rows are drawn alike for every arm (paired comparison).
 """
 
 from __future__ import annotations
@@ -38,14 +39,18 @@ def keys_of(ids: Sequence[str], *, seed: int, stream: str) -> Keys:
 
 
 def exponential(keys: Keys, draw: int) -> Floats:
-    """The ``draw``-th (>= 1) Exp(1) weight of each key: SplitMix64 (Steele, Lea, Flood 2014)."""
+    """The ``draw``-th (>= 1) Exp(1) weight of each key."""
+    return np.asarray(-np.log(uniform(keys, draw)), dtype=np.float64)
+
+
+def uniform(keys: Keys, draw: int) -> Floats:
+    """The ``draw``-th (>= 1) number in (0, 1) of each key: SplitMix64 (Steele, Lea, Flood 2014)."""
     # uint64 arithmetic is meant to wrap around, which NumPy does silently on arrays.
     state = keys + np.uint64(draw * _GOLDEN & _WORD)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
-    uniform = ((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return np.asarray(-np.log(uniform), dtype=np.float64)
+    return np.asarray(((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
 
 @dataclass(frozen=True)
@@ -140,8 +145,8 @@ def interval(values: Floats, *, lowest: float, difference: bool = False) -> Inte
     ``values[0, 0]`` is the estimate. Row 0 (full fit, drawn test rows) carries the uncertainty of
     the test sample; what rows 1.. add to it carries that of the training sample. Three repairs:
 
-    - Refits are *centred*. Exp(1) weights halve the effective sample (sum(w)^2 / sum(w^2) = n/2),
-      so every refit does worse than the full fit, an arm with more rows less so. Uncentred draws
+    - Refits are *centred*. A draw holds fewer distinct rows than the sample (63 % of them), so
+      every refit does worse than the full fit, an arm with more rows less so. Uncentred draws
       would credit any second copy of the data with a gain.
     - Refits' deviations are widened by sqrt(R / (R - 1)) and by Student's t over the normal
       quantile: few repeats cost width, not honesty.

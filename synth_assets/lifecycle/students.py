@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +63,10 @@ class PreparedStudent(Protocol):
         """Features of unseen texts, in the terms of the training texts."""
 
     def fit(self, draw: Floats | None = None) -> FittedStudent:
-        """Trains on the rows' weights times ``draw`` (float64, one factor > 0 per row).
+        """Trains on the rows' weights times ``draw`` (float64, one factor >= 0 per row).
 
-        Depends on nothing but ``draw``: calls in any order give the same models.
+        A row of factor 0 is not there, and a label without rows is never predicted. Depends on
+        nothing but ``draw``: calls in any order give the same models.
         """
 
 
@@ -140,6 +141,40 @@ class _Fitted:
 
 
 @dataclass(frozen=True)
+class _OneLabel:
+    """A student that has seen one label, or none (-1)."""
+
+    code: int
+    note: str = ""
+
+    def predict(self, features: Features) -> Codes:
+        return np.full(features.shape[0], self.code, dtype=np.int64)
+
+
+class _Present(NamedTuple):
+    """The rows of an arm that a draw holds."""
+
+    features: sparse.csr_matrix
+    labels: Codes
+    weights: Floats
+
+    @classmethod
+    def of(
+        cls, features: sparse.csr_matrix, labels: Codes, weights: Floats, draw: Floats | None
+    ) -> _Present:
+        if draw is None:
+            return cls(features, labels, weights)
+        held = np.flatnonzero(draw > 0)
+        return cls(features[held], labels[held], (weights * draw)[held])
+
+    def only_label(self) -> _OneLabel | None:
+        """What is to be predicted when there is nothing to tell apart."""
+        if not len(self.labels):
+            return _OneLabel(-1)
+        return _OneLabel(int(self.labels[0])) if (self.labels == self.labels[0]).all() else None
+
+
+@dataclass(frozen=True)
 class _PreparedLogReg:
     encoder: TfidfEncoder
     features: sparse.csr_matrix
@@ -154,7 +189,8 @@ class _PreparedLogReg:
     def fit(self, draw: Floats | None = None) -> FittedStudent:
         if draw is None:
             return _Fitted(self.start, self.start_note)
-        return _Fitted(*_logreg(self.features, self.labels, self.weights * draw, self.start))
+        present = _Present.of(self.features, self.labels, self.weights, draw)
+        return present.only_label() or _Fitted(*_logreg(*present, self.start))
 
 
 def _logreg(
@@ -167,14 +203,23 @@ def _logreg(
         C=INVERSE_REGULARISATION, tol=GRADIENT_TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True
     )
     if start is not None:
-        # Copies: the solver may write into its starting point.
-        model.classes_ = start.classes_
-        model.coef_, model.intercept_ = start.coef_.copy(), start.intercept_.copy()
+        _start_from(start, model, np.unique(labels))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(features, labels, sample_weight=weights)
     early = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     return model, f"stopped at {MAX_ITERATIONS} iterations before converging" if early else ""
+
+
+def _start_from(start: LogisticRegression, model: LogisticRegression, labels: Codes) -> None:
+    """Lets ``model`` begin at the solution of ``start``, without the labels that have gone."""
+    stays = np.isin(start.classes_, labels)
+    if not stays.all() and stays.sum() < 3:
+        return  # two labels have one vector of coefficients, not one each
+    # Copies: the solver may write into its starting point.
+    rows = slice(None) if stays.all() else np.flatnonzero(stays)
+    model.classes_ = start.classes_[stays]
+    model.coef_, model.intercept_ = start.coef_[rows].copy(), start.intercept_[rows].copy()
 
 
 @dataclass(frozen=True)
@@ -201,8 +246,11 @@ class _PreparedNB:
         return self.encoder.encode(texts)
 
     def fit(self, draw: Floats | None = None) -> FittedStudent:
-        weights = self.weights if draw is None else self.weights * draw
-        return _Fitted(ComplementNB().fit(self.features, self.labels, sample_weight=weights))
+        present = _Present.of(self.features, self.labels, self.weights, draw)
+        if only := present.only_label():
+            return only
+        features, labels, weights = present
+        return _Fitted(ComplementNB().fit(features, labels, sample_weight=weights))
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,21 @@ FEW_LABEL_ROWS = 5
 MAX_NAMED = 3
 MAX_LABEL_CHARS = 40
 
+# What a gain may be instead of the synthetic rows' doing, and the arm that shows it.
+EXPLANATIONS: Mapping[str, str] = {
+    "volume": "human_upsampled",
+    "class balance": "human_balanced",
+}
+_CONTROLS: Mapping[str, str] = {
+    "volume": "human rows upweighted to the blend's total weight",
+    "class balance": "human rows with each label weighted as in the blend",
+}
+
 
 def verdict(differences: pl.DataFrame, *, discordant: int | None) -> Verdict:
     """Whether the interval of macro-F1, blend - human, lies wholly on one side of 0.
 
+    Above 0 it *helps* only when the blend also beats every control (``explanations``).
     ``differences`` as in ``Contribution``; ``discordant`` counts the held-out rows that exactly
     one of the two arms gets right (None: an arm could not be scored).
     """
@@ -38,7 +49,23 @@ def verdict(differences: pl.DataFrame, *, discordant: int | None) -> Verdict:
     _, low, high = found
     if discordant < MIN_DISCORDANT or low <= 0 <= high:
         return "no_measurable_difference"
-    return "helps" if low > 0 else "hurts"
+    if high < 0:
+        return "hurts"
+    return "no_measurable_difference" if explanations(differences) else "helps"
+
+
+def explanations(differences: pl.DataFrame) -> list[str]:
+    """What may explain a gain of the blend over the human rows: keys of ``EXPLANATIONS``.
+
+    Empty when there is no measurable gain, or when the blend measurably beats every control.
+    """
+    gain = _difference(differences, "blend - human")
+    if gain is None or gain[1] <= 0:
+        return []
+    controls = {
+        what: _difference(differences, f"blend - {arm}") for what, arm in EXPLANATIONS.items()
+    }
+    return [what for what, control in controls.items() if control is None or control[1] <= 0]
 
 
 def verdict_of(table: pl.DataFrame) -> tuple[Verdict, str]:
@@ -59,7 +86,7 @@ def sentence(
     holdout_rows: int,
     cautions: Sequence[str] = (),
 ) -> str:
-    """Plain words with numbers: the finding, the volume control, and every caution that applies.
+    """Plain words with numbers: the finding, the controls, and every caution that applies.
 
     Frames as in ``Contribution``; ``unable`` says why the human or blend arm has no score,
     ``cautions`` are sentences of the caller's.
@@ -70,7 +97,7 @@ def sentence(
     parts = [
         _finding(found, arms, differences, holdout_rows),
         _too_alike(discordant),
-        _volume(found, differences),
+        _controls(found, differences),
         _worse(labels),
         _few(labels, holdout_rows),
         _unscored(labels),
@@ -80,7 +107,10 @@ def sentence(
 
 
 def _difference(differences: pl.DataFrame, name: str) -> tuple[float, float, float] | None:
+    """Value and limits; None where it was not measured."""
     chosen = differences.filter(comparison=name, metric="macro_f1")
+    if chosen.is_empty():
+        return None
     value, low, high = chosen.select("value", "low", "high").row(0)
     return None if value is None else (value, low, high)
 
@@ -93,15 +123,27 @@ def _spelled(found: tuple[float, float, float]) -> str:
 def _finding(
     found: Verdict, arms: pl.DataFrame, differences: pl.DataFrame, holdout_rows: int
 ) -> str:
-    said = {"helps": "The blend helps", "hurts": "The blend hurts"}
-    opening = said.get(found, "No measurable difference")
     score = dict(arms.select("arm", "macro_f1").iter_rows())
     difference = _difference(differences, "blend - human")
     assert difference is not None, "a measurable verdict has a difference"
     return (
-        f"{opening}: macro-F1 {score['blend']:.3f} against {score['human']:.3f} for the human rows "
-        f"alone, {_spelled(difference)}, on {holdout_rows:,} held-out human rows."
+        f"{headline(found, differences)}: macro-F1 {score['blend']:.3f} against "
+        f"{score['human']:.3f} for the human rows alone, {_spelled(difference)}, "
+        f"on {holdout_rows:,} held-out human rows."
     )
+
+
+def headline(found: Verdict, differences: pl.DataFrame) -> str:
+    """The verdict in a few words; of a gain that a control explains, by what."""
+    said: Mapping[Verdict, str] = {
+        "helps": "The blend helps",
+        "hurts": "The blend hurts",
+        "not_measurable": "Not measurable",
+    }
+    explained = explanations(differences)
+    if found == "no_measurable_difference" and explained:
+        return f"No measurable gain beyond {' and '.join(explained)}"
+    return said.get(found, "No measurable difference")
 
 
 def _too_alike(discordant: int | None) -> str:
@@ -113,16 +155,28 @@ def _too_alike(discordant: int | None) -> str:
     )
 
 
-def _volume(found: Verdict, differences: pl.DataFrame) -> str:
-    control = _difference(differences, "blend - human_upsampled")
-    if control is None:
+def _controls(found: Verdict, differences: pl.DataFrame) -> str:
+    known = {
+        what: control
+        for what, arm in EXPLANATIONS.items()
+        if (control := _difference(differences, f"blend - {arm}")) is not None
+    }
+    if not known:
         return ""
-    against = f"Against human rows upweighted to the blend's total weight: {_spelled(control)}"
-    if found != "helps":
-        return f"{against}."
-    if control[1] > 0:
-        return f"{against}, so more weight alone does not explain the gain."
-    return f"{against}, so the gain may be volume alone."
+    against = [f"against {_CONTROLS[what]}: {_spelled(known[what])}" for what in known]
+    told = "; ".join(against)
+    told = told[0].upper() + told[1:]
+    if found == "helps":
+        return f"{told}. So neither more weight nor class balance explains the gain."
+    explained = explanations(differences)
+    return " ".join([f"{told}.", *(_EXPLAINED[what] for what in explained)])
+
+
+_EXPLAINED: Mapping[str, str] = {
+    "volume": "The gain may be volume alone: more weight on the human rows gives it, too.",
+    "class balance": "The gain may be the balance of the classes alone: class weights on the "
+    "human rows give it without a synthetic row.",
+}
 
 
 def _worse(labels: pl.DataFrame) -> str:

@@ -12,18 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
+from synth_assets.lifecycle import verdicts
 from synth_assets.lifecycle.contribution import Contribution
 from synth_assets.report.tables import plain
 
 INLINE_LIMIT = 1_000
-SHORT_NAMES = {"human_upsampled": "upweighted"}
-VERDICTS = {
-    "helps": "The blend helps",
-    "hurts": "The blend hurts",
-    "no_measurable_difference": "No measurable difference",
-    "not_measurable": "Not measurable",
-}
-
+SHORT_NAMES = {"human_upsampled": "upweighted", "human_balanced": "balanced"}
 # Mid-tones that hold against white, and apart for the colour-blind (Okabe and Ito).
 INK, GRID, F1_COLOUR, ACCURACY_COLOUR, WORSE_COLOUR = (
     "#333",
@@ -59,13 +53,17 @@ def contribution_markdown(contribution: Contribution) -> str:
     Bars are 95 % intervals of macro-F1. Always below 1,000 characters; holds no text but the
     project's own, labels and sentences of users stay out.
     """
-    line = f"**{VERDICTS[contribution.verdict]}**"
+    line = f"**{_headline(contribution)}**"
     gain = contribution.differences.filter(comparison="blend - human", metric="macro_f1")
     dot = _Dot.of(gain.row(0, named=True), "value", "low", "high")
     if dot is not None:
         line += f": macro-F1 {dot.value:+.3f} (95 %: {dot.low:+.3f} to {dot.high:+.3f})"
     picture = _tiny_svg(contribution)
     return f"{line}\n\n![macro-F1 by arm](data:image/svg+xml,{_percent_encoded(picture)})"
+
+
+def _headline(contribution: Contribution) -> str:
+    return verdicts.headline(contribution.verdict, contribution.differences)
 
 
 def _tiny_svg(contribution: Contribution) -> str:
@@ -91,8 +89,8 @@ def _tiny_svg(contribution: Contribution) -> str:
         "font-family='arial' font-size='11'><path fill='#fff' d='M-4,0h300v200H-4'/>"
         f"<g fill='none' stroke='#888'><path d='{axis}{ticks}'/><path stroke='#07b' "
         f"d='{bars}'/><path stroke='#07b' stroke-width='7' stroke-linecap='round' d='{dots}'/></g>"
-        f"{names}<text y='{bottom + 13}' x='96'>0</text><text x='276' y='{bottom + 13}'>1</text>"
-        f"<text x='110' y='{bottom + 13}'>{caption}</text></svg>"
+        # A list of positions places each character by itself.
+        f"{names}<text x='96,276,110' y='{bottom + 13}'>01{caption}</text></svg>"
     )
 
 
@@ -166,14 +164,14 @@ def contribution_svg(contribution: Contribution) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 {y}" width="860" height="{y}" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="{INK}">'
-        f"<title>{escape(VERDICTS[contribution.verdict])}</title>"
+        f"<title>{escape(_headline(contribution))}</title>"
         f'<rect width="860" height="{y}" fill="#fff"/>{"".join(parts)}</svg>'
     )
 
 
 def _arms_panel(contribution: Contribution) -> tuple[int, list[str]]:
     rows = list(contribution.arms.iter_rows(named=True))
-    title = f"{VERDICTS[contribution.verdict]}: scores on {contribution.holdout_rows:,} held-out"
+    title = f"{_headline(contribution)}: scores on {contribution.holdout_rows:,} held-out"
     panel = _Panel(f"{title} human rows", 0.0, 1.0, row_height=34)
     drawn = list(panel.frame(len(rows)))
     for place, row in enumerate(rows):

@@ -42,7 +42,8 @@ REVISIONS: dict[str, int] = {
     "blend": 1,
     "split": 1,
     "eval": 1,
-    "contribution": 1,
+    # 2: rows drawn again as they were drawn, in clusters; the control for class balance.
+    "contribution": 2,
     "release": 1,
 }
 
@@ -157,7 +158,13 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "blend": ("blend", "random_seed"),
     "split": ("validate.decontaminate",),
     "eval": (),
-    "contribution": ("measure", "random_seed"),
+    "contribution": (
+        "measure",
+        "random_seed",
+        "blend.weights",
+        "partition.group_by",
+        "human.min_train_per_label",
+    ),
     "release": ("release", "description", "source.license", "import.license"),
 }
 

@@ -305,6 +305,11 @@ class Blend(Strict):
         default=None, description="Cap on the synthetic rows' share of the training set."
     )
     weights: Weights = Field(default_factory=Weights)
+    class_weights: Literal["balanced"] | None = Field(
+        default=None,
+        description="balanced: the weights of training rows are scaled so that every label has "
+        "the same total.",
+    )
 
 
 class Measure(Strict):
