@@ -159,14 +159,14 @@ def test_a_gain_that_volume_explains_is_said_to_be_volume() -> None:
 
 def test_a_gain_that_class_weights_give_is_said_to_be_class_balance() -> None:
     # Copies of the rare rows bring no information, only another balance of the classes.
-    human = rows({"Engine": 80, "Bucket": 60, "Radiator": 6}, seed=1, origin="human")
+    human = rows({"Engine": 160, "Bucket": 120, "Radiator": 10}, seed=1, origin="human")
     rare = human.filter(pl.col("label") == "Radiator")
     copies = pl.concat(
         rare.with_columns(
             pl.format("copy{}-{}", pl.lit(n), "record_id").alias("record_id"),
             cluster=pl.col("record_id"),
         )
-        for n in range(10)
+        for n in range(12)
     )
     found = measured(human.with_columns(cluster="record_id"), copies)
     assert difference(found)["low"] > 0
