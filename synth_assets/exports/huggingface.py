@@ -1,11 +1,12 @@
 """A Hugging Face dataset folder: Parquet shards per split, and a card that says how to read them.
 
 The stratum of a classification becomes a ``ClassLabel``, as that library stores it: whole numbers,
-whose names are in the card.
+whose names are in the card and in the metadata of every shard, so that a shard alone says them too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,25 @@ def write_shards(
         shard.rechunk().write_parquet(
             folder / f"{split}-{place:05}-of-{count:05}.parquet",
             row_group_size=100_000,
+            metadata={
+                "huggingface": json.dumps({"info": {"features": _features(schema, classes)}})
+            },
         )
     return total
+
+
+def _features(schema: pl.Schema, classes: Classes | None) -> dict[str, Any]:
+    """The features as that library writes them into Parquet: its own way, unlike the card's."""
+    found: dict[str, Any] = {}
+    for name, kind in schema.items():
+        if classes and name == classes.column:
+            found[name] = {"names": list(classes.names), "_type": "ClassLabel"}
+        elif isinstance(kind, pl.List):
+            inner = {"dtype": _dtype(name, kind.inner), "_type": "Value"}
+            found[name] = {"feature": inner, "_type": "Sequence"}
+        else:
+            found[name] = {"dtype": _dtype(name, kind), "_type": "Value"}
+    return found
 
 
 def _as_positions(classes: Classes) -> pl.Expr:

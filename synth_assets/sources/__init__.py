@@ -27,6 +27,7 @@ PROBLEMS = (
     "duplicate_key",  # readers disagree about which value counts
     "empty_key",
     "not_an_object",
+    "unknown_class",  # the number of no class that the file or its card names
     "wrong_type",  # a cell holds something else than its column is declared to hold
     "erased",  # a person asked for it to be deleted: no cell of it is read
 )

@@ -92,6 +92,11 @@ class Contract:
         """Columns in which a list or an object is wrong."""
         return frozenset(name for name in self.needed if self.columns.get(name) != "json")
 
+    @property
+    def numbers(self) -> frozenset[str]:
+        """Columns declared to hold numbers: no file's names of classes replace them."""
+        return frozenset(n for n, kind in self.columns.items() if kind in ("integer", "number"))
+
     def apply(self, frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Raw frames, checked: bad cells make problem rows, undeclared columns as ``extra`` says.
 

@@ -2,8 +2,8 @@
 
 A file that is wrong as a whole (missing column, another encoding, not Parquet) raises
 ``SourceError``; a record that is wrong alone is kept, with its reason. Cells are exact: nothing is
-trimmed, folded or parsed, and an empty CSV cell is an empty string, not null. CSV and JSON lines
-named ``*.gz`` are unpacked.
+trimmed, folded or parsed, and an empty CSV cell is an empty string, not null. CSV and JSON named
+``*.gz`` are unpacked.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from synth_assets.errors import SourceError, shown
-from synth_assets.sources.records import READERS, FileFormat, Needed
+from synth_assets.sources.parquet import class_names
+from synth_assets.sources.readers import READERS
+from synth_assets.sources.records import FileFormat, Needed, Remarks
 
 
 def expand(pattern: str, *, base: Path) -> list[tuple[str, Path]]:
@@ -65,18 +68,32 @@ def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
             yield path
 
 
-def fingerprint(paths: Sequence[tuple[str, Path]], fmt: FileFormat) -> str:
+def fingerprint(
+    paths: Sequence[tuple[str, Path]],
+    fmt: FileFormat,
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """SHA-256 (hex) of what the files say: names, bytes, and how the bytes are to be read.
 
-    Independent of the order of ``paths``, of where the files lie and of their times.
-    Raises ``SourceError`` when a file cannot be read.
+    Independent of the order of ``paths``, of where the files lie and of their times. ``classes``
+    are the names that a card gives to the numbers of columns. Raises ``SourceError`` when a file
+    cannot be read.
     """
-    reading = {"csv": [fmt.encoding, fmt.delimiter], "jsonl": [fmt.encoding], "parquet": []}
+    reading: dict[str, list[Any]] = {
+        "csv": [fmt.encoding, fmt.delimiter],
+        "json": [fmt.encoding],
+        "jsonl": [fmt.encoding],
+    }
+    how = reading.get(fmt.format, [])
+    if fmt.format == "parquet":
+        # Files without classes have the version that they always had.
+        named = [[name, found] for name, path in sorted(paths) if (found := class_names(path))]
+        how = [part for part in (dict(classes or {}), named) if part]
     digests = []
     for name, path in sorted(paths):
         with _readable(name), path.open("rb") as file:
             digests.append([name, hashlib.file_digest(file, "sha256").hexdigest()])
-    identity = json.dumps([1, fmt.format, reading[fmt.format], digests])
+    identity = json.dumps([1, fmt.format, how, digests])
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
@@ -86,6 +103,10 @@ def read_batches(
     *,
     required_columns: Sequence[str],
     scalar_columns: Collection[str] = (),
+    classes: Mapping[str, Sequence[str]] | None = None,
+    number_columns: Collection[str] = (),
+    every_name: bool = False,
+    remarks: Remarks | None = None,
     batch_rows: int = 20_000,
 ) -> Iterator[pl.DataFrame]:
     """Raw frames (without ``_load_id``) of at most ``batch_rows`` rows: file by file, in order.
@@ -93,6 +114,11 @@ def read_batches(
     ``paths`` are (display name, path). Frames differ in columns where files do, or where a later
     JSON object brings new keys. Memory is bound by one batch. A list or an object in one of
     ``scalar_columns`` makes its row a problem row (``wrong_type``).
+
+    Only a cell of a required or scalar column makes its row a problem row (where none is named,
+    any does). Others that cannot be kept are empty, and columns without a usable name are not
+    there: ``remarks`` says so. With ``every_name`` such a name is an error. ``classes``: see
+    ``Needed``; numbers of ``number_columns`` stay numbers whatever the file calls them.
 
     Raises ``SourceError``: a file that is missing, unreadable, in another encoding or format; a
     file lacking a required column, or with lists or objects in most cells of a scalar one;
@@ -103,7 +129,14 @@ def read_batches(
     if len(set(names)) != len(names):
         raise ValueError("display names must be unique: _source and _row identify a row")
     reader = READERS[fmt.format]
-    needed = Needed(required_columns, frozenset(scalar_columns))
+    needed = Needed(
+        required_columns,
+        frozenset(scalar_columns),
+        classes or {},
+        frozenset(number_columns),
+        every_name,
+        Remarks() if remarks is None else remarks,
+    )
     good, problems = 0, Counter[str]()
     for name, path in paths:
         with _readable(name):

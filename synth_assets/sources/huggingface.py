@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from synth_assets.errors import SourceError, shown
 from synth_assets.sources import http
+from synth_assets.sources.cards import CARD
 from synth_assets.sources.snapshots import Shelf
 
 if TYPE_CHECKING:
@@ -64,6 +65,21 @@ def fetch(dataset: HubDataset, *, cache: Path) -> tuple[list[tuple[str, Path]], 
                 fix=f"name one of its files, or a pattern: {some}",
             )
         return [(name, _file(hub, commit, name, folder)) for name in wanted], commit
+
+
+def card(dataset: HubDataset, commit: str, *, cache: Path) -> Path | None:
+    """The repository's card at a commit that ``fetch`` has given, if it has one.
+
+    Raises ``SourceError``.
+    """
+    endpoint = os.environ.get(ENDPOINT_ENV, "").strip().rstrip("/") or ENDPOINT
+    folder = cache / "objects" / _key(endpoint, dataset.repo)
+    listing = Shelf(folder / "listing").newest()
+    if listing is None or CARD not in json.loads(listing.path.read_bytes()):
+        return None
+    with http.session() as client:
+        hub = _Hub(client, endpoint, dataset, os.environ.get(TOKEN_ENV, "").strip())
+        return _file(hub, commit, CARD, folder)
 
 
 @dataclass(frozen=True)

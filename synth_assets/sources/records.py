@@ -1,11 +1,11 @@
-"""Records out of one file: CSV, JSON lines or Parquet, each kept with the reason it is unusable.
+"""What readers of all formats share, and the reader of CSV.
 
 What is wrong with a whole file (a column that is missing, another encoding) raises
-``SourceError``; a record that is wrong alone is a row with a problem.
+``SourceError``; a record that is wrong alone is a row with a problem. Only cells that something
+reads can cost a row: others that cannot be kept are left empty, and ``Remarks`` counts them.
 
 Limits: CSV quotes follow RFC 4180 strictly. After a broken quote, reading goes on at the next
-line, so the rest of a many-line cell may be read as records of its own. JSON numbers keep their
-text, nested values become compact JSON.
+line, so the rest of a many-line cell may be read as records of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import itertools
 import json
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,6 @@ import polars as pl
 
 from synth_assets.errors import SourceError, shown
 from synth_assets.sources import MAX_RAW_CHARS, RESERVED, SERVICE_COLUMNS
-from synth_assets.sources.contract import Tally, changed_type
 
 MAX_CELL_CHARS = 64 * 2**20
 MAX_COLUMNS = 4_096
@@ -38,10 +37,19 @@ MAX_BATCH_CHARS = 64 * 2**20
 # The encoding of a whole file is judged on its first lines, up to so many lines or characters.
 SAMPLE_LINES, SAMPLE_CHARS = 1_000, 8 * 2**20
 
+FormatName = Literal["csv", "json", "jsonl", "parquet", "excel"]
 Reader = Callable[[str, Path, "FileFormat", "Needed", int], Iterator[pl.DataFrame]]
 
 _SURROGATES = "synth_assets.surrogates"
 _NOT_TEXT = re.compile("[\ud800-\udfff\0]")
+_C1 = re.compile("[\x80-\x84\x86-\x9f]")
+# What a file begins with that is no text, whatever its name says.
+_MAGIC = (
+    (b"PAR1", "a Parquet file", "source.format: parquet"),
+    (b"PK\x03\x04", "a workbook or a zip archive", "source.format: excel, or unpack it"),
+    (b"\xd0\xcf\x11\xe0", "an old Office file", "source.format: excel, or save it as CSV"),
+    (b"%PDF", "a PDF", "save the rows as CSV"),
+)
 _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -58,7 +66,7 @@ class FileFormat:
     Raises ``SourceError`` on an unknown encoding or a delimiter that is not one character.
     """
 
-    format: Literal["csv", "jsonl", "parquet"]
+    format: FormatName
     encoding: str = "utf-8"
     delimiter: str = ","
 
@@ -69,7 +77,7 @@ class FileFormat:
             raise SourceError(
                 f"unknown text encoding {shown(self.encoding)}",
                 where="source.encoding",
-                fix="a name Python knows: utf-8, utf-16, latin-1, cp1252, shift_jis, ...",
+                fix="a name Python knows: utf-8, utf-16, cp1252, shift_jis, ...",
             ) from error
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n\0 ':
             raise SourceError(
@@ -79,12 +87,80 @@ class FileFormat:
             )
 
 
+@dataclass
+class Remarks:
+    """What a reading left out without losing a row, and what else a user should know of it.
+
+    ``cells``: (column, reason) -> cells left empty; ``columns``: (column, reason), not landed.
+    """
+
+    cells: Counter[tuple[str, str]] = field(default_factory=Counter)
+    columns: dict[tuple[str, str], None] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        for kept in (self.cells, self.columns, self.notes):
+            kept.clear()
+
+    def told(self) -> list[str]:
+        """One sentence each."""
+        left = [
+            f"column {shown(column)}, which nothing reads: {count} cells left empty ({reason})"
+            for (column, reason), count in sorted(self.cells.items())
+        ]
+        gone = [f"column {shown(column)} is left out: {why}" for column, why in self.columns]
+        return [*self.notes, *gone, *left]
+
+
 @dataclass(frozen=True)
 class Needed:
-    """Columns that must be there, and those in which a list or an object is wrong."""
+    """``columns`` must be there, and only they can cost a row (none named: all of them can).
+
+    In ``scalar`` ones a list or an object is wrong. ``classes``: whole numbers of a column stand
+    for these names, as a card beside the file says; those of ``numbers`` are never translated.
+    ``every_name``: columns with unusable names end the load whether something reads them or not.
+    """
 
     columns: Sequence[str] = ()
     scalar: frozenset[str] = frozenset()
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    numbers: frozenset[str] = frozenset()
+    every_name: bool = False
+    remarks: Remarks = field(default_factory=Remarks)
+
+    def reads(self, column: str) -> bool:
+        """Whether an unusable cell of ``column`` makes its row unusable."""
+        return not self.columns or column in self.columns or column in self.scalar
+
+    @property
+    def some(self) -> bool:
+        """Whether there may be columns that nothing reads."""
+        return bool(self.columns)
+
+    def landed(self, columns: Sequence[str], where: str) -> list[int]:
+        """Places of the columns to land: unread ones with a name that cannot stand are left out.
+
+        Raises ``SourceError`` as ``check_columns`` does, of those that remain.
+        """
+        strict = self.every_name or not self.some
+        places: list[int] = []
+        for place, name in enumerate(columns):
+            why = "" if strict or self.reads(name) else _unusable(name, columns[:place])
+            if why:
+                self.remarks.columns[name or f"no. {place + 1}", why] = None
+            else:
+                places.append(place)
+        check_columns([columns[place] for place in places], self.columns, where)
+        return places
+
+
+def _unusable(name: str, before: Sequence[str]) -> str:
+    """Why a column cannot be landed under its name, if it cannot."""
+    if not name:
+        return "it has no name"
+    if name in RESERVED:
+        return "its name is reserved"
+    return "another one has the same name" if name in before else ""
 
 
 def check_columns(columns: Sequence[str], required: Sequence[str], where: str) -> None:
@@ -134,7 +210,7 @@ def _as_surrogates(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_SURROGATES, _as_surrogates)
 
 
-def _not_text(text: str) -> str | None:
+def not_text(text: str) -> str | None:
     """Why ``text`` cannot travel as text, if it cannot."""
     if not text.isascii():
         try:
@@ -144,7 +220,7 @@ def _not_text(text: str) -> str | None:
     return "nul_character" if "\0" in text else None
 
 
-def _escaped(record: str) -> str:
+def escaped(record: str) -> str:
     text = record[:MAX_RAW_CHARS].rstrip("\r\n")
     return _NOT_TEXT.sub(lambda m: f"\\x{ord(m[0]) & 0xFF:02x}", text)[:MAX_RAW_CHARS]
 
@@ -153,46 +229,108 @@ def _binary(path: Path) -> io.BufferedReader | gzip.GzipFile:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
+Judge = Callable[[list[str]], list[str | None]]
+"""The first lines of a file -> what is wrong with each record in them, if anything is."""
+
+
 @contextmanager
-def _text(name: str, path: Path, fmt: FileFormat) -> Iterator[IO[str]]:
-    """The file's lines with their ends (LF, CRLF, CR); ``SourceError`` on the wrong encoding."""
+def open_text(
+    name: str,
+    path: Path,
+    fmt: FileFormat,
+    needed: Needed,
+    judge: Judge | None = None,
+) -> Iterator[IO[str]]:
+    """The file's lines with their ends (LF, CRLF, CR); ``SourceError`` on the wrong encoding.
+
+    The encoding is wrong when the header of a CSV file, or most of the first lines, are not text;
+    where lines are not, ``judge`` decides by what is read of them. Without a judge nothing is
+    decided here.
+    """
     with _binary(path) as file:
-        head = file.peek(4)[:4]
+        head = file.peek(8)[:8]
+    for magic, what, fix in _MAGIC:
+        if head.startswith(magic):
+            raise SourceError(f"this is {what}, not {fmt.format}", where=name, fix=fix)
     encoding = next((codec for bom, codec in _BOMS if head.startswith(bom)), fmt.encoding)
 
     def decoded(file: Any) -> io.TextIOWrapper:
         # No newline translation: a CRLF inside a quoted cell belongs to the cell.
         return io.TextIOWrapper(file, encoding, _SURROGATES, newline="")
 
-    with _binary(path) as file:
-        _check_encoding(name, encoding, decoded(file), header=fmt.format == "csv")
+    if judge:
+        with _binary(path) as file:
+            lines = _first_lines(decoded(file))
+        if wrong := _wrong_encoding(lines, judge, needed, header=fmt.format == "csv"):
+            raise other_encoding(name, path, encoding, *wrong)
+        if codecs.lookup(encoding).name == "iso8859-1" and any(map(_C1.search, lines)):
+            needed.remarks.notes[
+                f"{name}: control characters of latin-1 stand in it; written on Windows? Then "
+                "source.encoding: cp1252"
+            ] = None
     with _binary(path) as file:
         yield decoded(file)
 
 
-def _check_encoding(name: str, encoding: str, lines: IO[str], *, header: bool) -> None:
-    """Raise ``SourceError`` when the header, or most of the first lines, are not text."""
-    found: list[str | None] = []
+def _first_lines(lines: IO[str]) -> list[str]:
+    found: list[str] = []
     chars = 0
     for line in itertools.islice(lines, SAMPLE_LINES):
-        found.append(_not_text(line))
+        found.append(line)
         chars += len(line)
         if chars > SAMPLE_CHARS:
             break
-    rows = found[1:] if header else found
-    wrong = next((p for p in found if p and rows.count(p) * 2 > len(rows)), None)
-    wrong = (found[0] if header and found else None) or wrong
-    if wrong:
-        nul = wrong == "nul_character"
-        other = "utf-16-le" if nul else "utf-8" if encoding == "utf-16" else "latin-1"
-        raise SourceError(
-            f"this is not {encoding} text ({'NUL characters' if nul else 'undecodable bytes'})",
-            where=f"{name}:{found.index(wrong) + 1}",
-            fix=f"source.encoding: {other} (or what it was written in)",
-        )
+    return found
 
 
-def _raw_frame(
+def _wrong_encoding(
+    lines: list[str], judge: Judge, needed: Needed, *, header: bool
+) -> tuple[str, int] | None:
+    """(problem, line) when the header, or most of the first lines, are not text."""
+    found = [not_text(line) for line in lines]
+    if header and found and found[0]:
+        return found[0], 1
+    first, rows = (2, found[1:]) if header else (1, found)
+    wrong = next((p for p in rows if p and rows.count(p) * 2 > len(rows)), None)
+    if not wrong:
+        return None
+    place = first + rows.index(wrong)
+    if needed.some:
+        judged = judge(lines)
+        if judged.count(wrong) * 2 <= len(judged):
+            return None
+    return wrong, place
+
+
+def other_encoding(name: str, path: Path, encoding: str, problem: str, line: int) -> SourceError:
+    """What is said of a file that is not ``encoding`` text: what its bytes look like instead."""
+    with _binary(path) as file:
+        sample = file.read(SAMPLE_CHARS)
+    if problem == "nul_character":
+        # ASCII as UTF-16: every other byte is NUL, the first of each pair in big-endian order.
+        big = sample[0::2].count(0) > sample[1::2].count(0)
+        guess: str | None = "utf-16-be" if big else "utf-16-le"
+    else:
+        guess = next((e for e in ("utf-8", "cp1252") if e != encoding and _is(sample, e)), None)
+    what = "NUL characters" if problem == "nul_character" else "undecodable bytes"
+    return SourceError(
+        f"this is not {encoding} text ({what})",
+        where=f"{name}:{line}",
+        fix=f"source.encoding: {guess} (or what it was written in)"
+        if guess
+        else "source.encoding: what it was written in (shift_jis, gb18030, cp1251, ...)",
+    )
+
+
+def _is(sample: bytes, encoding: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(sample)  # may end within a character
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def raw_frame(
     columns: Sequence[pl.Series],
     source: str,
     first_row: int,
@@ -213,7 +351,7 @@ def _raw_frame(
 
 
 @dataclass
-class _Batch:
+class Batch:
     """Text records on their way into one frame."""
 
     source: str
@@ -226,7 +364,7 @@ class _Batch:
     def add(self, cells: Any, problem: str | None, raw: str) -> bool:
         """Whether the batch is now full."""
         if problem:
-            self.bad[len(self.records)] = (problem, _escaped(raw))
+            self.bad[len(self.records)] = (problem, escaped(raw))
         self.records.append(cells)
         self.chars += len(raw)
         return len(self.records) >= self.size or self.chars >= MAX_BATCH_CHARS
@@ -235,7 +373,7 @@ class _Batch:
         """The frame of what was added (``values`` by column); the batch is empty again."""
         series = [pl.Series(c, v, pl.String) for c, v in zip(columns, values, strict=True)]
         n = len(self.records)
-        frame = _raw_frame(series, self.source, self.first_row, self.bad, n)
+        frame = raw_frame(series, self.source, self.first_row, self.bad, n)
         self.first_row += n
         self.records, self.bad, self.chars = [], {}, 0
         return frame
@@ -247,7 +385,7 @@ class _Batch:
 class _Lines:
     """The lines of a file, remembering those of the current record."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: Iterator[str]) -> None:
         self._next = stream.__next__
         self._again: deque[str] = deque()
         self.taken: list[str] = []
@@ -291,199 +429,70 @@ def _csv_records(lines: _Lines, delimiter: str) -> Iterator[tuple[list[str], str
             lines.keep_first()
         if cells or problem:
             record = lines.taken[0] if len(lines.taken) == 1 else "".join(lines.taken)
-            yield cells, _not_text(record) or problem, record
+            yield cells, problem, record
 
 
-def _csv_frames(
+def _csv_problems(lines: list[str], needed: Needed, delimiter: str) -> list[str | None]:
+    """What is wrong with the records in ``lines`` (the first is the header), as far as read."""
+    records = _csv_records(_Lines(iter(lines)), delimiter)
+    header, _, _ = next(records, ([], None, ""))
+    return [_csv_row(header, *record, needed, Counter())[1] for record in records]
+
+
+def _csv_row(
+    header: Sequence[str],
+    cells: list[str],
+    problem: str | None,
+    record: str,
+    needed: Needed,
+    left: Counter[tuple[str, str]],
+) -> tuple[Sequence[str | None], str | None]:
+    """(cells, problem): cells that nothing reads and that are not text are empty, and counted."""
+    text = not_text(record)
+    if not problem and len(cells) != len(header):
+        problem = "wrong_field_count"
+    if problem or not text:
+        return cells, text or problem
+    flaws = {place: why for place, cell in enumerate(cells) if (why := not_text(cell))}
+    for place, why in flaws.items():
+        if needed.reads(header[place]):
+            return cells, why
+    for place, why in flaws.items():
+        left[header[place], why] += 1
+    return [None if place in flaws else cell for place, cell in enumerate(cells)], None
+
+
+def csv_frames(
     name: str, path: Path, fmt: FileFormat, needed: Needed, size: int
 ) -> Iterator[pl.DataFrame]:
-    with _text(name, path, fmt) as stream:
+    def judge(lines: list[str]) -> list[str | None]:
+        return _csv_problems(lines, needed, fmt.delimiter)
+
+    with open_text(name, path, fmt, needed, judge) as stream:
         records = _csv_records(_Lines(stream), fmt.delimiter)
-        header, problem, _ = next(records, ([], None, ""))
+        header, problem, written = next(records, ([], None, ""))
+        problem = not_text(written) or problem
         if problem:
             raise SourceError(
                 f"the header is unusable: {problem}", where=f"{name}:1", fix="mend it"
             )
         if not header:
             return
-        check_columns(header, needed.columns, f"{name}:1")
-        batch, nothing = _Batch(name, size), [None] * len(header)
+        places = needed.landed(header, f"{name}:1")
+        landed = [header[place] for place in places]
+        batch, nothing, width = Batch(name, size), [None] * len(header), len(header)
+
+        def frame() -> pl.DataFrame:
+            columns = list(zip(*batch.records, strict=True))
+            return batch.take(landed, [columns[place] for place in places])
+
+        left = needed.remarks.cells
         for cells, found, record in records:
-            problem = found or (None if len(cells) == len(header) else "wrong_field_count")
-            if batch.add(nothing if problem else cells, problem, record):
-                yield batch.take(header, zip(*batch.records, strict=True))
-        if batch.records:
-            yield batch.take(header, zip(*batch.records, strict=True))
-
-
-# --- JSON lines ---
-
-
-class _Number(str):
-    """A JSON number as it was written: an id of 20 digits must not become a float."""
-
-
-class _DuplicateKey(Exception):
-    pass
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _DuplicateKey
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_JSON = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_Number, parse_float=_Number, parse_constant=_no_constant
-)
-
-
-def exact_json(text: str) -> Any:
-    """A JSON value in which every number is its own text. Raises ``ValueError``."""
-    try:
-        return _JSON.decode(text)
-    except _DuplicateKey:
-        raise ValueError("an object has the same key twice") from None
-
-
-def _json_text(value: Any) -> str | None:
-    """A top-level string as it is, anything else as compact JSON, null as null."""
-    return value if type(value) is str or value is None else compact_json(value)
-
-
-def compact_json(value: Any) -> str:
-    """A value of ``exact_json`` as compact JSON on one line, numbers as they were written."""
-    if isinstance(value, _Number):
-        return str(value)
-    if isinstance(value, dict):
-        return (
-            "{" + ",".join(f"{compact_json(k)}:{compact_json(v)}" for k, v in value.items()) + "}"
-        )
-    if isinstance(value, list):
-        return "[" + ",".join(map(compact_json, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _json_cells(line: str, scalar: frozenset[str], tally: Tally) -> tuple[Any, str | None]:
-    """(cells by key, problem) of one line; what ``scalar`` columns hold is counted."""
-    if problem := _not_text(line):
-        return {}, problem
-    try:
-        found = _JSON.decode(line)
-        if not isinstance(found, dict):
-            return {}, "not_an_object"
-        nested = tally.add(found, scalar)
-        cells = {key: _json_text(value) for key, value in found.items()}
-    except _DuplicateKey:
-        return {}, "duplicate_key"
-    except (ValueError, RecursionError):
-        return {}, "malformed_json"
-    if "\\u" in line:  # an escape may spell what no text may hold
-        problem = next(filter(None, map(_not_text, (*cells, *filter(None, cells.values())))), None)
-    if problem:
-        return {}, problem
-    return cells, "empty_key" if "" in cells else "wrong_type" if nested else None
-
-
-def _jsonl_frames(
-    name: str, path: Path, fmt: FileFormat, needed: Needed, size: int
-) -> Iterator[pl.DataFrame]:
-    columns: dict[str, None] = {}
-    batch, tally = _Batch(name, size), Tally()
-
-    def frame() -> pl.DataFrame:
-        return batch.take(list(columns), [[row.get(c) for row in batch.records] for c in columns])
-
-    with _text(name, path, fmt) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip(" \t\r\n"):
-                continue
-            cells, problem = _json_cells(line, needed.scalar, tally)
-            if problem in {None, "wrong_type"} and not cells.keys() <= columns.keys():
-                columns.update(dict.fromkeys(cells))
-                check_columns(list(columns), (), f"{name}:{number}")
-            if batch.add({} if problem else cells, problem, line):
+            row: Sequence[str | None] = cells
+            # Most records are fine, and this loop is what a large file costs.
+            if found or len(cells) != width or not_text(record):
+                row, found = _csv_row(header, cells, found, record, needed, left)
+            if batch.add(nothing if found else row, found, record):
                 yield frame()
         if batch.records:
             yield frame()
-    if columns:  # only now are all keys known
-        check_columns(list(columns), needed.columns, name)
-        tally.verdict(name, {})
-
-
-# --- Parquet ---
-
-
-def _parquet_frames(
-    name: str, path: Path, _: FileFormat, needed: Needed, size: int
-) -> Iterator[pl.DataFrame]:
-    with path.open("rb") as file:
-        if file.read(4) != b"PAR1":
-            raise SourceError("not a Parquet file", where=name, fix="source.format: csv or jsonl?")
-    try:
-        scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        schema = scan.collect_schema()
-        check_columns(schema.names(), needed.columns, name)
-        for column, kind in schema.items():
-            if column in needed.scalar and kind.is_nested():
-                raise changed_type(name, column, "text", str(kind))
-        first_row = 1
-        for frame in scan.collect_batches(chunk_size=size, maintain_order=True):
-            yield _parquet_text(frame, name, first_row)
-            first_row += frame.height
-    except pl.exceptions.PolarsError as error:
-        problem = f"damaged Parquet: {shown(str(error))}"
-        raise SourceError(problem, where=name, fix="fetch or write it again") from error
-
-
-def _parquet_text(frame: pl.DataFrame, name: str, first_row: int) -> pl.DataFrame:
-    texts = [_column_text(column) for column in frame.iter_columns()]
-    bad: dict[int, tuple[str, str]] = {}
-    for column, text in zip(frame.iter_columns(), texts, strict=True):
-        nul = text.str.contains("\0", literal=True).fill_null(False)
-        for problem, mask in (
-            ("nul_character", nul),
-            ("undecodable", text.is_null() & column.is_not_null()),
-        ):
-            for place in mask.arg_true():
-                record = json.dumps(frame.row(place, named=True), default=str)
-                bad[place] = (problem, _escaped(record))
-    if bad:
-        texts = [text.scatter(sorted(bad), None) for text in texts]
-    return _raw_frame(texts, name, first_row, bad, frame.height)
-
-
-def _column_text(column: pl.Series) -> pl.Series:
-    """Any column as String: nested as compact JSON, binary as UTF-8 (null where it is not)."""
-    name, kind = column.name, column.dtype
-    if kind.is_nested():
-        value = pl.col(name)
-        encoded = pl.struct(value.alias("v")).struct.json_encode()
-        inner = encoded.str.slice(len('{"v":')).str.head(-1)
-        text = column.to_frame().select(pl.when(value.is_not_null()).then(inner).alias(name))
-        return text.to_series()
-    if kind == pl.Binary:
-        return pl.Series(name, [_utf8(value) for value in column], pl.String)
-    if kind == pl.Duration:
-        return column.dt.to_string("iso")
-    return column.cast(pl.String)
-
-
-def _utf8(value: bytes | None) -> str | None:
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-READERS: dict[str, Reader] = {
-    "csv": _csv_frames,
-    "jsonl": _jsonl_frames,
-    "parquet": _parquet_frames,
-}
-"""(display name, path, format, columns needed, batch rows) -> raw frames, by format."""

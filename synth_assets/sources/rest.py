@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from synth_assets.errors import SourceError, shown
 from synth_assets.sources import http
-from synth_assets.sources.records import compact_json, exact_json
+from synth_assets.sources.json_records import compact_json, exact_json
 from synth_assets.sources.snapshots import Copy, Shelf, write_sorted
 
 if TYPE_CHECKING:

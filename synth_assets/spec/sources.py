@@ -129,11 +129,13 @@ class Source(Strict):
 class Written(Source):
     """A source that is files."""
 
-    format: Literal["csv", "jsonl", "parquet"] | None = Field(
+    format: Literal["csv", "json", "jsonl", "parquet", "excel"] | None = Field(
         default=None, description="Left out: by file name."
     )
     encoding: str = "utf-8"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = Field(
+        default=",", description="Left out: a tab in .tsv files."
+    )
 
 
 class FilesSource(Written):
