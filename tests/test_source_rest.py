@@ -141,7 +141,8 @@ def broken_second_page(answer: Answer) -> Any:
         (Answer(b"", 429, {"Retry-After": "0"}), "answers 429"),
         (Answer(b"<html>oops</html>"), "not JSON"),
         (as_json({"error": "quota"}), "no records at 'data.items'; found 'error'"),
-        (as_json({"data": {"items": None}}), "no records at"),
+        (as_json({"data": {"rows": []}}), "no records at"),
+        (Answer(b"", 404), "answers 404"),  # the API itself has named that page
         (Answer(b'{"data": {"items": [1', cut=99), "no usable answer"),
         (Answer(b"", 302, {"Location": "/login"}), "answers 302"),
     ],
@@ -190,6 +191,283 @@ def test_more_pages_than_allowed_are_an_error_and_not_cut_off(
     )
     with pytest.raises(SourceError, match="more than 3 pages"):
         rest.fetch(source, folder=tmp_path)
+
+
+# --- how paging ends, and what is missing then ---
+
+OFFSETS: dict[str, Any] = {"limit": 3, "total_path": None}
+PAGES: dict[str, Any] = {"base_page": 1, "page_param": "page", "total_path": None}
+CURSORS: dict[str, Any] = {"cursor_path": "next", "cursor_param": "after"}
+NOTHING = as_json({"data": {"items": []}})
+
+
+def listed(server: Server, kind: Any, paging: dict[str, Any], **more: Any) -> RestList:
+    return RestList(server.url, "t", records="data.items", pages=kind, paging=paging, **more)
+
+
+def read(source: RestList, folder: Path) -> tuple[list[Any], str]:
+    """Ids (or the records themselves) in order, and what is noted."""
+    copy, _ = rest.fetch(source, folder=folder)
+    rows = [json.loads(line) for line in copy.path.read_text().splitlines()]
+    assert len(rows) == copy.facts["rows"]
+    return [row["id"] if row else row for row in rows], " | ".join(copy.facts["notes"])
+
+
+def sliced(*sizes: int, total: Any = None, **more: Any) -> Any:
+    """A server that gives so many records a page, wherever the offset stands."""
+
+    def respond(asked: Asked) -> Answer:
+        first = int(asked.query["offset"])
+        size = sizes[min(len(server_calls), len(sizes) - 1)]
+        server_calls.append(first)
+        said = {} if total is None else {"total": total}
+        return page(ITEMS[first : first + size], **said, **more)
+
+    server_calls: list[int] = []
+    respond.calls = server_calls  # type: ignore[attr-defined]
+    return respond
+
+
+@pytest.mark.parametrize("total", [None, 7, "7", 7.0])
+@pytest.mark.parametrize("sizes", [(3,), (2,), (1,), (3, 1, 3), (7,), (50,)])
+def test_an_offset_moves_by_the_records_that_came(
+    server: Server, tmp_path: Path, sizes: tuple[int, ...], total: Any
+) -> None:
+    server.respond = sliced(*sizes, total=total)
+    paging = OFFSETS | {"total_path": "total" if total else None}
+    assert read(listed(server, "offset", paging), tmp_path) == ([0, 1, 2, 3, 4, 5, 6], "")
+
+
+@pytest.mark.parametrize(("more", "end"), [(True, False), ("true", "false"), (1, 0), ("1", None)])
+@pytest.mark.parametrize("kind", ["offset", "page_number"])
+def test_more_is_told_in_any_spelling(
+    server: Server, tmp_path: Path, kind: str, more: Any, end: Any
+) -> None:
+    def respond(asked: Asked) -> Answer:
+        first = int(asked.query.get("offset", (int(asked.query.get("page", 1)) - 1) * 3))
+        rows = [] if first == 3 and kind == "page_number" else ITEMS[first : first + 3]
+        return page(rows, meta={"more": more if first + 3 < 7 else end})
+
+    server.respond = respond
+    paging = (OFFSETS if kind == "offset" else PAGES) | {"has_more_path": "meta.more"}
+    ids, _ = read(listed(server, kind, paging), tmp_path)
+    # An empty page in the middle is no end where the API says that there are more.
+    assert ids == ([0, 1, 2, 6] if kind == "page_number" else list(range(7)))
+    assert len(server.asked) == 3
+
+
+def test_fewer_records_than_declared_are_an_error_with_both_numbers(
+    server: Server, tmp_path: Path
+) -> None:
+    server.respond = sliced(3, total=9)
+    with pytest.raises(SourceError, match=r"declares 9 records, 7 arrived(?s:.*)pagination"):
+        read(listed(server, "offset", OFFSETS | {"total_path": "total"}), tmp_path)
+
+
+def test_a_hole_in_the_middle_is_no_end_where_a_total_says_so(
+    server: Server, tmp_path: Path
+) -> None:
+    server.respond = lambda asked: (
+        page(ITEMS[:3], total=7) if asked.query["offset"] == "0" else page([], total=7)
+    )
+    with pytest.raises(SourceError, match="declares 7 records, 3 arrived"):
+        read(listed(server, "offset", OFFSETS | {"total_path": "total"}), tmp_path)
+
+
+@pytest.mark.parametrize("total", [3, 6, "3", 0])
+def test_more_records_than_declared_are_all_read(
+    server: Server, tmp_path: Path, total: Any
+) -> None:
+    server.respond = sliced(3, total=total)
+    ids, noted = read(listed(server, "offset", OFFSETS | {"total_path": "total"}), tmp_path)
+    assert ids == list(range(7))
+    assert f"{total} records declared, 7 arrived" in noted
+
+
+@pytest.mark.parametrize("status", [200, 204, 400, 404])
+def test_a_look_behind_a_declared_end_may_be_answered_anyhow(
+    server: Server, tmp_path: Path, status: int
+) -> None:
+    whole = sliced(7, total=7)
+    behind = NOTHING if status == 200 else Answer(b"nothing here", status)
+    server.respond = lambda asked: behind if asked.query["offset"] == "7" else whole(asked)
+    ids, noted = read(listed(server, "offset", OFFSETS | {"total_path": "total"}), tmp_path)
+    assert (ids, noted) == (list(range(7)), "")
+
+
+def test_a_total_that_moves_while_it_is_read_is_told(server: Server, tmp_path: Path) -> None:
+    def respond(asked: Asked) -> Answer:
+        first = int(asked.query["offset"])
+        return page(ITEMS[first : first + 3], total=7 if first == 0 else 8)
+
+    server.respond = respond
+    ids, noted = read(listed(server, "offset", OFFSETS | {"total_path": "total"}), tmp_path)
+    assert ids == list(range(7))
+    assert "changed while it was read: 7, then 8 records declared; 7 arrived" in noted
+
+
+def test_fewer_pages_than_declared_are_an_error(server: Server, tmp_path: Path) -> None:
+    def respond(asked: Asked) -> Answer:
+        number = int(asked.query["page"])
+        return page(ITEMS[number : number + 1], pages=5) if number < 4 else Answer(b"", 404)
+
+    server.respond = respond
+    with pytest.raises(SourceError, match="declares 5 pages, 3 arrived"):
+        read(listed(server, "page_number", PAGES | {"total_path": "pages"}), tmp_path)
+
+
+def test_an_empty_page_among_the_declared_ones_is_passed(server: Server, tmp_path: Path) -> None:
+    server.respond = lambda asked: (
+        page([], pages=3) if asked.query["page"] == "2" else by_page_number(asked)
+    )
+    ids, _ = read(listed(server, "page_number", PAGES | {"total_path": "pages"}), tmp_path)
+    assert ids == [0, 1, 2, 6]
+
+
+ENDS: list[Answer] = [
+    NOTHING,
+    as_json({"data": {"items": None}}),
+    as_json({"data": {"items": {}}}),
+    as_json({"data": {"items": [{}]}}),
+    as_json({"data": {"items": [None, None]}}),
+    as_json({"data": None}),
+    as_json({"data": {}}),
+    as_json({}),
+    as_json(None),
+    as_json([]),
+    Answer(b"", 204),
+    Answer(b"no such page", 404),
+]
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: f"{end.status}-{end.body.decode()}")
+@pytest.mark.parametrize("kind", ["offset", "page_number", "cursor"])
+def test_an_empty_answer_ends_the_paging(
+    server: Server, tmp_path: Path, kind: str, end: Answer
+) -> None:
+    if kind == "cursor" and end.status == 404:
+        pytest.skip("an error: the API itself has named that page")
+
+    def respond(asked: Asked) -> Answer:
+        after = {"": 0, "b": 3}.get(asked.query.get("after", ""), 6)
+        number = int(asked.query.get("page", 1)) - 1
+        first = int(asked.query.get("offset", 0)) + 3 * number + after
+        return end if first == 6 else page(ITEMS[first : first + 3], next="b" if not first else "c")
+
+    server.respond = respond
+    paging = {"offset": OFFSETS, "page_number": PAGES, "cursor": CURSORS}[kind]
+    assert read(listed(server, kind, paging), tmp_path) == ([0, 1, 2, 3, 4, 5], "")
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: f"{end.status}-{end.body.decode()}")
+def test_an_empty_first_answer_is_an_error(server: Server, tmp_path: Path, end: Answer) -> None:
+    server.respond = lambda asked: end
+    with pytest.raises(SourceError, match=r"no records|answers 404"):
+        read(listed(server, "offset", OFFSETS), tmp_path)
+
+
+def test_items_that_are_no_objects_among_others_stay_to_be_counted(
+    server: Server, tmp_path: Path
+) -> None:
+    server.respond = lambda asked: page([{"id": 1}, None, {}, 7, "x"])
+    copy, _ = rest.fetch(listed(server, "single", {}), folder=tmp_path)
+    assert copy.path.read_text().splitlines() == ['"x"', "7", "null", '{"id":1}', "{}"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "paging", "param"),
+    [
+        ("page_number", PAGES | {"page_param": "p"}, "p"),
+        ("offset", OFFSETS | {"offset_param": "start"}, "start"),
+    ],
+)
+@pytest.mark.parametrize("pages", [1, 2])
+def test_a_page_that_was_there_before_ends_the_paging_and_is_told(
+    server: Server, tmp_path: Path, kind: str, paging: dict[str, Any], param: str, pages: int
+) -> None:
+    """A server that does not know the parameter, or gives its last page again past the end."""
+
+    def respond(asked: Asked) -> Answer:
+        place = min(len(server.asked), pages) - 1
+        return page(ITEMS[3 * place : 3 * place + 3])
+
+    server.respond = respond
+    ids, noted = read(listed(server, kind, paging), tmp_path)
+    assert ids == list(range(3 * pages))
+    assert f"page {pages + 1} is the same as one before" in noted
+    assert f"'{param}'" in noted
+
+
+def test_a_repeated_page_short_of_the_total_is_an_error(server: Server, tmp_path: Path) -> None:
+    server.respond = lambda asked: page(ITEMS[:3], total=7)
+    with pytest.raises(SourceError) as caught:
+        read(listed(server, "offset", OFFSETS | {"total_path": "total"}), tmp_path)
+    assert "declares 7 records, 3 arrived; page 2 is the same as one before" in str(caught.value)
+    assert "'offset'" in str(caught.value)
+
+
+def test_a_repeated_cursor_with_an_empty_page_is_the_end(server: Server, tmp_path: Path) -> None:
+    server.respond = lambda asked: page([] if "after" in asked.query else ITEMS, next="same")
+    assert read(listed(server, "cursor", CURSORS), tmp_path) == (list(range(7)), "")
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("kind", ["cursor", "json_link"])
+def test_an_empty_page_with_a_new_cursor_is_followed_for_a_while(
+    server: Server, tmp_path: Path, kind: str
+) -> None:
+    def respond(asked: Asked) -> Answer:
+        number = int(asked.query.get("after", "0"))
+        following = str(number + 1) if kind == "cursor" else f"?after={number + 1}"
+        return page({0: ITEMS[:3], 2: ITEMS[3:]}.get(number, []), next=following)
+
+    server.respond = respond
+    paging = CURSORS if kind == "cursor" else {"next_url_path": "next"}
+    ids, noted = read(listed(server, kind, paging), tmp_path)
+    assert ids == list(range(7))
+    assert "10 empty pages in a row" in noted
+
+
+def test_a_link_to_the_same_page_is_a_circle(server: Server, tmp_path: Path) -> None:
+    server.respond = lambda asked: page(ITEMS, next="/t?a=1")
+    with pytest.raises(SourceError, match="in circles"):
+        read(listed(server, "json_link", {"next_url_path": "next"}), tmp_path)
+
+
+@pytest.mark.parametrize("end", [None, "", False])
+@pytest.mark.parametrize("link", ["?from=3", "/t?from=3", "t?from=3", "{url}/t?from=3"])
+def test_a_link_may_be_relative_and_end_in_any_spelling(
+    server: Server, tmp_path: Path, link: str, end: Any
+) -> None:
+    server.respond = lambda asked: (
+        page(ITEMS[3:], next=end)
+        if "from" in asked.query
+        else page(ITEMS[:3], next=link.format(url=server.url))
+    )
+    assert read(listed(server, "json_link", {"next_url_path": "next"}), tmp_path)[0] == list(
+        range(7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "paging", "answer"),
+    [
+        ("single", {}, page(ITEMS, next="/t?page=2")),
+        ("single", {}, page(ITEMS, has_more=True)),
+        ("single", {}, as_json({"data": {"items": ITEMS}}, Link='</t?p=2>; rel="next"')),
+        ("cursor", CURSORS | {"cursor_path": "nxt"}, page(ITEMS, next_cursor="b")),
+        ("link_header", {"links_next_key": "nxt"}, page(ITEMS, next="/t?page=2")),
+    ],
+)
+def test_further_pages_that_nobody_reads_are_told(
+    server: Server, tmp_path: Path, kind: str, paging: dict[str, Any], answer: Answer
+) -> None:
+    server.respond = lambda asked: answer
+    ids, noted = read(listed(server, kind, paging), tmp_path)
+    assert ids == list(range(7))
+    assert "further pages" in noted
+    assert "pagination" in noted
 
 
 def test_an_api_without_records_is_an_error(server: Server, tmp_path: Path) -> None:

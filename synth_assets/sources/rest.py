@@ -1,9 +1,14 @@
 """Records of a JSON API, page by page, with dlt's REST client, into a snapshot.
 
 dlt's client and paginators do the asking (single page, page number, offset, cursor, link header,
-link in the answer). What is added here: a page without the records it should hold is an error, not
-an empty page; numbers keep their text; the key goes to the declared server only; pages that go in
-circles end. Any error ends the load as a whole.
+link in the answer). What is added here and in ``paging``: an answer that says something else than
+records is an error, not an empty page; numbers keep their text; the key goes to the declared server
+only; pages that go in circles end; what the API declares is compared with what came. Any error ends
+the load as a whole.
+
+The end is an empty page (no content, null or {} where the list should be) or, of numbered pages and
+offsets, a 404 or a page that was there before. What ``fetch`` notes of it are the ``notes`` of the
+copy's facts.
 
 The snapshot holds every record as one line of JSON, sorted by its text, because an API promises
 no order.
@@ -11,8 +16,9 @@ no order.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +31,8 @@ from synth_assets.sources.snapshots import Copy, Shelf, write_sorted
 
 if TYPE_CHECKING:
     import requests
+
+    from synth_assets.sources.paging import Pages
 
 PageKind = Literal["single", "page_number", "offset", "cursor", "link_header", "json_link"]
 
@@ -68,14 +76,15 @@ def fetch(
     records at all.
     """
     shelf = Shelf(folder)
+    from synth_assets.sources.paging import Pages
+
+    pages = Pages()
     with shelf.locked(source.where), http.session(source.retries) as client:
-        pages = 0
 
         def batches() -> Iterator[list[str]]:
-            nonlocal pages
-            for lines in _pages(source, client):
-                pages += 1
+            for lines in _pages(source, client, pages):
                 yield [conceal(line) for line in lines]
+            pages.check(source.where)
 
         def write(stream: IO[bytes]) -> dict[str, Any]:
             written = write_sorted(stream, batches())
@@ -83,25 +92,25 @@ def fetch(
                 raise SourceError(
                     "no records", where=source.where, fix="check path, records and params"
                 )
-            return {"rows": written}
+            return {"rows": written, "notes": pages.notes}
 
         copy = shelf.put(write, file="data", where=source.where)
-        return copy, f"{source.name}: {copy.facts['rows']} records on {pages} pages"
+        return copy, f"{source.name}: {copy.facts['rows']} records on {pages.kept} pages"
 
 
-def _pages(source: RestList, client: requests.Session) -> Iterator[list[str]]:
+def _pages(source: RestList, client: requests.Session, pages: Pages) -> Iterator[list[str]]:
     """The lines of each page."""
     import requests
     from dlt.common.configuration.specs import RuntimeConfiguration
     from dlt.sources.helpers.rest_client.client import RESTClient
+
+    from synth_assets.sources.paging import paginator
 
     secret = ""
     if source.auth_env:
         secret = http.environment(source.auth_env, source.where, "the key of the API")
 
     class Strict(RESTClient):
-        page = 0
-
         def _send_request(self, request: requests.Request, **options: Any) -> requests.Response:
             if not http.same_origin(str(request.url), source.base_url):
                 raise SourceError(
@@ -109,14 +118,18 @@ def _pages(source: RestList, client: requests.Session) -> Iterator[list[str]]:
                     where=source.where,
                     fix="write that address as base_url, if it is to be trusted",
                 )
-            self.page += 1
+            pages.asked += 1
             for _ in range(http.BODY_TRIES - 1):
                 with suppress(requests.exceptions.ChunkedEncodingError):  # broke off half-way
                     return super()._send_request(request, **options)
             return super()._send_request(request, **options)
 
         def extract_response(self, response: requests.Response, path: Any) -> list[Any]:
-            where = f"{source.where}, page {self.page}"
+            where = f"{source.where}, page {pages.asked}"
+            pages.value = None
+            pages.over = response.status_code == 204 or (_past_the_end(response) and pages.rows > 0)
+            if pages.over:
+                return []
             if response.status_code != 200:
                 raise http.refused(response, where, source.auth_env)
             try:
@@ -124,46 +137,74 @@ def _pages(source: RestList, client: requests.Session) -> Iterator[list[str]]:
                 response.json()  # what the paginators read
             except (ValueError, RecursionError):
                 raise http.not_json(where) from None
+            pages.value = value
             return _records(value, source.records, where)
+
+    def _past_the_end(response: requests.Response) -> bool:
+        # A link or a cursor that leads nowhere is no end: the API itself has named it.
+        counted = source.pages in ("page_number", "offset")
+        return counted and (response.status_code == 404 or (pages.beyond and not response.ok))
 
     rest = Strict(
         source.base_url,
         headers={"Accept": "application/json"},
         auth=_auth(source.auth_header, secret),
-        paginator=_paginator(source),
+        paginator=paginator(source.pages, source.paging, pages),
         session=client,
         config=RuntimeConfiguration(),
     )
-    seen: set[str] = set()
     try:
         found = rest.paginate(
             source.path,
             params=dict(source.params),
+            paginator=rest.paginator,
             data_selector=source.records or "$",
             hooks={"response": []},
             timeout=source.timeout_s,
             allow_redirects=False,
         )
-        for number, page in enumerate(found, 1):
-            yield [line(record) for record in page]
-            following = json.dumps([page.request.url, page.request.params], default=str)
-            if page.paginator.has_next_page and (following in seen or number >= source.max_pages):
-                circle = following in seen
-                raise SourceError(
-                    "the pages go in circles" if circle else f"more than {number} pages",
-                    where=f"{source.where}, page {number}",
-                    fix="check pagination" if circle else "raise max_pages, or ask for larger ones",
-                )
-            seen.add(following)
+        yield from _until_the_end(source, found, pages)
     except requests.RequestException as error:
-        raise http.unreachable(error, f"{source.where}, page {rest.page}") from None
+        raise http.unreachable(error, f"{source.where}, page {pages.asked}") from None
     except ValueError as error:  # a paginator that finds no total, no next link
         told = http.scrubbed(str(error), [secret])
         raise SourceError(
             f"the answer does not hold what pagination needs: {shown(told)}",
-            where=f"{source.where}, page {rest.page}",
+            where=f"{source.where}, page {pages.asked}",
             fix="check the paths in pagination",
         ) from None
+
+
+def _until_the_end(source: RestList, found: Iterable[Any], pages: Pages) -> Iterator[list[str]]:
+    """The lines of the pages that say something new. Raises ``SourceError``: circles, too many."""
+    requests_made: set[str] = set()
+    contents: set[bytes] = set()
+    for page in found:
+        lines = [line(record) for record in page]
+        content = hashlib.sha256("\n".join(lines).encode()).digest()
+        if lines and content in contents and source.pages in ("page_number", "offset"):
+            param = source.paging.get("page_param") or source.paging.get("offset_param") or "offset"
+            pages.notes.append(
+                f"page {pages.asked} is the same as one before: reading ends there (does the API "
+                f"know the parameter {shown(param)}?)"
+            )
+            return
+        contents.add(content)
+        pages.rows += len(lines)
+        pages.kept += not pages.over
+        yield lines
+        following = json.dumps([page.request.url, page.request.params], default=str)
+        more = page.paginator.has_next_page
+        circle = following in requests_made
+        if not more or (circle and not lines) or (pages.beyond and pages.asked >= source.max_pages):
+            return
+        if circle or pages.asked >= source.max_pages:
+            raise SourceError(
+                "the pages go in circles" if circle else f"more than {pages.asked} pages",
+                where=f"{source.where}, page {pages.asked}",
+                fix="check pagination" if circle else "raise max_pages, or ask for larger ones",
+            )
+        requests_made.add(following)
 
 
 def line(record: Any) -> str:
@@ -177,11 +218,14 @@ def line(record: Any) -> str:
 
 
 def _records(value: Any, path: str, where: str) -> list[Any]:
+    """The records at ``path``; none where the list, or all on the way to it, is null or empty."""
     from dlt.common import jsonpath
 
     found = jsonpath.find_values(path, value) if path else [value]
     records = found[0] if len(found) == 1 and isinstance(found[0], list) else found
-    if not found or found == [None]:
+    if all(_blank(record) for record in records):
+        if records or _blank(value) or (isinstance(records, list) and found) or _ends(value, path):
+            return []
         keys = ", ".join(map(shown, value)) if isinstance(value, dict) else type(value).__name__
         raise SourceError(
             f"no records at {shown(path)}; found {keys[:300]}",
@@ -189,6 +233,23 @@ def _records(value: Any, path: str, where: str) -> list[Any]:
             fix="`records` is the JSON path of the list, such as data.items",
         )
     return list(records)
+
+
+def _blank(value: Any) -> bool:
+    return value is None or (isinstance(value, dict | list) and not value)
+
+
+def _ends(value: Any, path: str) -> bool:
+    """Whether the way to the records ends in something null or empty, or picks none of a list."""
+    if any(sign in path for sign in "*?"):
+        return True
+    for name in path.removeprefix("$.").split("."):
+        if _blank(value):
+            return True
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return _blank(value)
 
 
 def _auth(header: str, secret: str) -> Any:
@@ -202,17 +263,3 @@ def _auth(header: str, secret: str) -> Any:
             return request
 
     return Key()
-
-
-def _paginator(source: RestList) -> Any:
-    from dlt.sources.helpers.rest_client import paginators as dlt_pages
-
-    made = {
-        "single": dlt_pages.SinglePagePaginator,
-        "page_number": dlt_pages.PageNumberPaginator,
-        "offset": dlt_pages.OffsetPaginator,
-        "cursor": dlt_pages.JSONResponseCursorPaginator,
-        "link_header": dlt_pages.HeaderLinkPaginator,
-        "json_link": dlt_pages.JSONLinkPaginator,
-    }
-    return made[source.pages](**source.paging)
