@@ -87,6 +87,58 @@ def test_colons_and_percents_of_a_query_are_just_text(database: sa.Engine, tmp_p
 
 
 @pytest.mark.parametrize(
+    "ending",
+    [
+        *(
+            "",
+            " ;",
+            "\n-- all of it",
+            "; -- all; of it",
+            "--all",
+            ";\n/* a ; b */\n;\n",
+            " /* ' */ ; ",
+        ),
+        *("\n\n -- a 'quote", "\t;;\r\n"),
+    ],
+)
+def test_a_query_may_end_in_a_comment_and_works_again_and_again(
+    database: sa.Engine, tmp_path: Path, ending: str
+) -> None:
+    query = f"-- tickets; all\nSELECT id, body, changed FROM tickets WHERE body <> '-- ;'{ending}"
+    whole = SqlTable("TICKETS_DB", query=query, version_query=f"SELECT 1 AS ok{ending}")
+    assert sql.version(whole) == sql.version(whole)
+    assert len(rows(whole, tmp_path / "whole")) == len(rows(whole, tmp_path / "whole")) == 5
+    onward = SqlTable("TICKETS_DB", query=query, cursor="changed", primary_key=("id",))
+    assert len(rows(onward, tmp_path / "onward")) == 5
+    insert(database, (6, "ticket 6", 6))
+    assert len(rows(onward, tmp_path / "onward")) == 6
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("SELECT 1;", "SELECT 1"),
+        ("SELECT ';'", "SELECT ';'"),
+        ("SELECT ';';", "SELECT ';'"),
+        ("SELECT 'it''s -- no comment' ; -- ;", "SELECT 'it''s -- no comment'  -- ;"),
+        ('SELECT "a;--"; ', 'SELECT "a;--"'),
+        ("SELECT E'it\\'s;' ;", "SELECT E'it\\'s;'"),
+        ("SELECT $q$;--$q$;", "SELECT $q$;--$q$"),
+        ("SELECT 5--3", "SELECT 5--3"),
+        ("SELECT 1; SELECT 2", "SELECT 1; SELECT 2"),
+        ("", ""),
+    ],
+)
+def test_only_what_ends_a_query_is_taken_off(query: str, expected: str) -> None:
+    assert sql.statement(query) == expected
+
+
+def test_a_backslash_before_a_colon_stays(database: sa.Engine, tmp_path: Path) -> None:
+    query = r"SELECT 'C:\:x \: a::b' AS a"
+    assert rows(SqlTable("TICKETS_DB", query=query), tmp_path) == [{"a": r"C:\:x \: a::b"}]
+
+
+@pytest.mark.parametrize(
     "change",
     [
         "DELETE FROM tickets WHERE id = 3",
@@ -239,6 +291,123 @@ def test_a_text_and_a_date_are_cursors_too(
         copy, told = sql.fetch(source, folder=tmp_path / kind)
         assert "2 rows read that are new" in told
         assert copy.path.read_text().count("\n") == 3
+    run(engine, "DROP TABLE moments")
+
+
+def look(source: SqlTable, folder: Path) -> tuple[list[Any], str, str]:
+    """Ids in order, how they were read, what is noted."""
+    copy, told = sql.fetch(source, folder=folder)
+    found = [json.loads(line)["id"] for line in copy.path.read_text().splitlines()]
+    return sorted(found), told, " ".join(copy.facts["notes"])
+
+
+MOMENTS = SqlTable("TICKETS_DB", table="moments", cursor="at", primary_key=("id",))
+
+
+@pytest.mark.parametrize(
+    ("held", "later"),
+    [
+        ("99", "100"),  # numbers in a text
+        ("v9", "v10"),
+        ("2024-05-01T10:00:00", "2024-05-01 11:00:00"),
+        ("2024-05-01T10:00:00+02:00", "2024-05-01T09:30:00+00:00"),
+        ("2024-05-01T10:00:00Z", "2024-04-30T23:00:00-12:00"),
+        ("9.5.2024", "10.5.2024"),
+        ("2024-05-01", "2024-03-01"),  # written late
+    ],
+)
+def test_a_row_that_sorts_below_what_was_seen_is_read_and_told(
+    database: sa.Engine, tmp_path: Path, held: str, later: str
+) -> None:
+    run(database, "DROP TABLE IF EXISTS moments")
+    run(database, "CREATE TABLE moments (id INTEGER, at TEXT)")
+    run(database, "INSERT INTO moments VALUES (1, '0'), (2, :at)", at=held)
+    assert look(MOMENTS, tmp_path)[0] == [1, 2]
+    run(database, "INSERT INTO moments VALUES (3, :at)", at=later)
+    ids, told, noted = look(MOMENTS, tmp_path)
+    assert ids == [1, 2, 3]
+    assert "all 3 rows read" in told
+    assert "1 rows are below the highest at" in noted
+    ids, told, noted = look(MOMENTS, tmp_path)
+    assert (ids, noted) == ([1, 2, 3], "")
+    assert "new by at" in told
+    run(database, "DROP TABLE moments")
+
+
+def test_a_skipped_row_is_seen_although_another_was_deleted(
+    database: sa.Engine, tmp_path: Path
+) -> None:
+    version(INCREMENTAL, tmp_path)
+    run(database, "DELETE FROM tickets WHERE id = 2")
+    ids, _, noted = look(INCREMENTAL, tmp_path)
+    assert ids == [1, 2, 3, 4, 5]
+    assert "1 rows that are held are no longer there" in noted
+    insert(database, (9, "set late", 1))  # as many rows as are held
+    assert look(INCREMENTAL, tmp_path)[0] == [1, 3, 4, 5, 9]
+
+
+def test_a_cursor_that_went_back_or_was_filled_in_late_is_seen(
+    database: sa.Engine, tmp_path: Path
+) -> None:
+    insert(database, (6, "open", None))
+    version(INCREMENTAL, tmp_path)
+    run(database, "UPDATE tickets SET body = 'closed', changed = 2 WHERE id = 6")
+    run(database, "UPDATE tickets SET body = 'reset', changed = 0 WHERE id = 4")
+    found = {row["id"]: row["body"] for row in rows(INCREMENTAL, tmp_path)}
+    assert (found[6], found[4]) == ("closed", "reset")
+
+
+def test_rows_without_any_cursor_value_are_all_read(database: sa.Engine, tmp_path: Path) -> None:
+    run(database, "UPDATE tickets SET changed = NULL")
+    version(INCREMENTAL, tmp_path)
+    run(database, "UPDATE tickets SET body = 'other' WHERE id = 3")
+    insert(database, (6, "ticket 6", None))
+    assert [row["body"] for row in rows(INCREMENTAL, tmp_path)][2:] == [
+        *("other", "ticket 4", "ticket 5", "ticket 6")
+    ]
+
+
+def test_moments_do_not_depend_on_the_zone_of_a_session(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = (
+        "SELECT 1 AS id, '2024-07-01 23:30:00+00'::timestamptz AS at, "
+        "ARRAY['2024-07-01 23:30:00+00'::timestamptz] AS l, "
+        "'2024-07-01 23:30:00+00'::timestamptz::text AS t, "
+        "'2024-07-01 23:30:00+00'::timestamptz::date AS d, '2024-07-01 10:00'::timestamp AS n"
+    )
+    versions = set()
+    for zone in ("UTC", "Europe/Paris", "Asia/Kolkata"):
+        monkeypatch.setenv("TICKETS_DB", f"{postgres}&options=-c%20timezone%3D{zone}")
+        source = SqlTable("TICKETS_DB", query=query)
+        assert rows(source, tmp_path / zone) == [
+            {
+                "id": 1,
+                "at": "2024-07-01T23:30:00+00:00",
+                "l": ["2024-07-01T23:30:00+00:00"],
+                "t": "2024-07-01 23:30:00+00",
+                "d": "2024-07-01",
+                "n": "2024-07-01T10:00:00",
+            }
+        ]
+        versions.add(version(source, tmp_path / zone))
+    assert len(versions) == 1
+
+
+def test_a_cursor_of_moments_is_followed_from_any_zone(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = sa.create_engine(postgres, poolclass=sa.NullPool)
+    run(engine, "DROP TABLE IF EXISTS moments")
+    run(engine, "CREATE TABLE moments (id int, at timestamptz)")
+    run(engine, "INSERT INTO moments VALUES (1, '2024-10-27 00:30:00+00')")
+    for number, zone in enumerate(("Europe/Paris", "UTC", "America/New_York"), 2):
+        monkeypatch.setenv("TICKETS_DB", f"{postgres}&options=-c%20timezone%3D{zone}")
+        look(MOMENTS, tmp_path)
+        run(engine, f"INSERT INTO moments VALUES ({number}, '2024-10-27 0{number}:30:00+00')")  # noqa: S608
+        ids, told, noted = look(MOMENTS, tmp_path)
+        assert (ids, noted) == (list(range(1, number + 1)), "")
+        assert "new by at" in told
     run(engine, "DROP TABLE moments")
 
 

@@ -248,10 +248,11 @@ def _look(dataset: Dataset, source: AnySource, home: Home, place: int) -> Seen:
         case SqlSource():
             rows, told = sql.fetch(_sql_table(source), folder=folder, conceal=conceal)
             files, form = [(_sql_table(source).name, rows.path)], FileFormat("jsonl")
-            warning = _unseen_deletions(source)
+            warning = "; ".join([*rows.facts.get("notes", ()), *_unseen_deletions(source)])
         case RestSource():
             records, told = rest.fetch(_rest_list(source), folder=folder, conceal=conceal)
             files, form = [(_rest_list(source).name, records.path)], FileFormat("jsonl")
+            warning = "; ".join(records.facts.get("notes", ()))
     files = [(_display(source, name), path) for name, path in files]
     contract, version = _contract(dataset, source), fingerprint(files, form, classes)
     return Seen(files, form, version, contract, told, warning, erased, reading, classes)
@@ -314,13 +315,13 @@ def _declared_version(source: SqlSource) -> str:
     return hashlib.sha256(body.encode()).hexdigest()
 
 
-def _unseen_deletions(source: SqlSource) -> str:
+def _unseen_deletions(source: SqlSource) -> list[str]:
     if not source.cursor or source.full_every == 1:
-        return ""
+        return []
     what = f"{source.table or 'the query'}: only rows new by {source.cursor} are read"
     if source.full_every:
-        return f"{what}; deleted ones are seen at every {source.full_every}. look"
-    return f"{what}; deleted ones are not seen (source.full_every: N reads everything again)"
+        return [f"{what}; deleted ones are seen at every {source.full_every}. look"]
+    return [f"{what}; deleted ones are not seen (source.full_every: N reads everything again)"]
 
 
 def _rest_list(source: RestSource) -> rest.RestList:

@@ -8,9 +8,15 @@ order. So the version is a hash of the *set* of rows, and a row that changed or 
 without a JSON form (dates, decimals, UUIDs) are their text, bytes are UTF-8 or a problem row.
 
 With a ``cursor`` only rows whose cursor is not below the highest one seen are read again (and
-those without one) and replace those of the same ``primary_key``. Rows that were deleted, or changed
-without a new cursor value, stay as they were until the next full read: ``full_every=N`` makes
-every N-th look a full one, and so does another declaration or a lost snapshot.
+those without one) and replace those of the same ``primary_key``. Of all other rows keys and cursors
+are compared with what is held: a row that is not held as it is there (a text ``'100'`` is below
+``'99'``, a time with another offset below an earlier one) makes the look a full one, and is told.
+Rows that were deleted, or changed without a new cursor value, stay as they were until the next full
+read: ``full_every=N`` makes every N-th look a full one, and so does another declaration or a lost
+snapshot.
+
+Moments are told in UTC, whatever zone a session has. What a user should know of a look are the
+``notes`` of the copy's facts.
 """
 
 from __future__ import annotations
@@ -18,10 +24,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -36,6 +42,12 @@ if TYPE_CHECKING:
 Conceal = Callable[[str], str]
 BATCH_ROWS = 5_000
 CONNECT_TIMEOUT_S = 15
+# A session's zone decides how moments are told, and which day they are on.
+_IN_UTC = {
+    "postgresql": "SET TIME ZONE 'UTC'",
+    "mysql": "SET time_zone = '+00:00'",
+    "mariadb": "SET time_zone = '+00:00'",
+}
 _CURSOR_TYPES: dict[str, Any] = {
     "int": int,
     "float": float,
@@ -70,7 +82,7 @@ class SqlTable:
 def version(source: SqlTable) -> str:
     """A hash of what ``version_query`` gives. Raises ``SourceError``."""
     with _connection(source) as (connection, _):
-        rows = connection.execute(_text(source.version_query)).fetchall()
+        rows = connection.execute(_text(statement(source.version_query))).fetchall()
     body = json.dumps([[_plain(value) for value in row] for row in rows])
     return hashlib.sha256(body.encode()).hexdigest()
 
@@ -94,8 +106,11 @@ def fetch(source: SqlTable, *, folder: Path, conceal: Conceal = str) -> tuple[Co
             or not former
             or bool(source.full_every and looks % source.full_every == 0)
         )
+        notes: list[str] = []
         if former and not full:
-            return _merge(source, connection, shelf, former, looks, conceal)
+            merged = _merge(source, connection, shelf, former, looks, conceal, notes)
+            if merged:
+                return merged
         with closing(_execute(source, connection, None)) as result:
             rows = _Rows(source, result, conceal)
 
@@ -105,7 +120,13 @@ def fetch(source: SqlTable, *, folder: Path, conceal: Conceal = str) -> tuple[Co
                     raise SourceError(
                         "no rows", where=source.where, fix="check the table or the query"
                     )
-                return {"shape": shape, "looks": looks, "cursor": rows.highest, "rows": written}
+                return {
+                    "shape": shape,
+                    "looks": looks,
+                    "cursor": rows.highest,
+                    "rows": written,
+                    "notes": notes,
+                }
 
             copy = shelf.put(write, file="data", where=source.where)
         return copy, f"{source.name}: all {copy.facts['rows']} rows read"
@@ -118,19 +139,35 @@ def _merge(
     former: Copy,
     looks: int,
     conceal: Conceal,
-) -> tuple[Copy, str]:
-    """The former snapshot with the rows that are new since then."""
-    with closing(_execute(source, connection, _restored(former.facts["cursor"]))) as result:
+    notes: list[str],
+) -> tuple[Copy, str] | None:
+    """The former snapshot with the rows that are new since then; None: everything must be read."""
+    since = _restored(former.facts["cursor"])
+    with closing(_execute(source, connection, since)) as result:
         rows = _Rows(source, result, conceal)
         rows.highest = former.facts["cursor"]
         new = {rows.key(line): line for lines in rows.lines() for line in lines}
-    facts = {**former.facts, "looks": looks, "cursor": rows.highest}
+    with former.path.open(encoding="utf-8") as file:
+        old = {rows.key(line): line.rstrip("\n") for line in file}
+    gone = 0
+    if since is not None:
+        unseen, there = _unseen(source, connection, since, old)
+        if unseen:
+            if not any(map(_concealed, old.values())):  # erased rows are never held as they are
+                notes.append(
+                    f"{source.name}: {unseen} rows are below the highest {source.cursor} but were "
+                    "not there before (numbers or moments in a text? set late?): everything was "
+                    "read again"
+                )
+            return None
+        gone = len(old.keys() - new.keys() - there)
     told = (
         f"{source.name}: {len(new)} rows read that are new by {source.cursor}; deleted rows are "
         + (f"seen at every {source.full_every}. look" if source.full_every else "not seen")
     )
-    with former.path.open(encoding="utf-8") as file:
-        old = {rows.key(line): line.rstrip("\n") for line in file}
+    if gone:
+        notes.append(f"{source.name}: {gone} rows that are held are no longer there")
+    facts = {**former.facts, "looks": looks, "cursor": rows.highest, "notes": notes}
     merged = {**old, **new}
     if merged == old:
         return shelf.note(former, facts), told
@@ -139,6 +176,32 @@ def _merge(
         return {**facts, "rows": write_sorted(stream, [list(merged.values())])}
 
     return shelf.put(write, file="data", where=source.where), told
+
+
+def _unseen(
+    source: SqlTable, connection: sa.Connection, since: Any, held: Mapping[str, str]
+) -> tuple[int, set[str]]:
+    """How many of the rows that were not read are not held as they are there; the keys of all."""
+    unseen, there = 0, set[str]()
+    columns = (*source.primary_key, source.cursor)
+    with closing(_execute(source, connection, since, older=columns)) as result:
+        for part in result.partitions(BATCH_ROWS):
+            for row in part:
+                *key, cursor = map(_plain, row)
+                name = _key(key)
+                there.add(name)
+                line = held.get(name)
+                kept = json.loads(line) if line is not None else {}
+                unseen += _key([kept.get(source.cursor)]) != _key([cursor])
+    return unseen, there
+
+
+def _key(values: list[Any]) -> str:
+    return json.dumps(values, default=_plain)
+
+
+def _concealed(line: str) -> bool:
+    return not line.startswith("{")
 
 
 class _Rows:
@@ -171,8 +234,8 @@ class _Rows:
             lines = [self._line(row) for row in part]
             if place is not None:
                 values = [row[place] for row in part if row[place] is not None]
-                best = self._higher(best, values)
-                self.highest = _kept(best)
+                best = self._higher(best, [value for value in values if value == value])  # no NaN
+                self.highest = _kept(best, self.source.where)
                 self._unique(lines)
             yield [self.conceal(line) for line in lines]
 
@@ -180,7 +243,7 @@ class _Rows:
         row = json.loads(line)
         if not isinstance(row, dict):  # a concealed row has no key but itself
             return line
-        return json.dumps([row[column] for column in self.source.primary_key])
+        return _key([row[column] for column in self.source.primary_key])
 
     def _line(self, row: Sequence[Any]) -> str:
         cells = {column: _plain(value) for column, value in zip(self.columns, row, strict=True)}
@@ -222,18 +285,29 @@ def _plain(value: Any) -> Any:
         return value if value - value == 0 else str(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).decode("utf-8", "surrogateescape")
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return _utc(value).isoformat()
     if isinstance(value, date):
         return value.isoformat()
     return list(value) if isinstance(value, tuple | set) else str(value)
 
 
-def _kept(value: Any) -> list[str] | None:
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:  # at the end of the calendar
+        return value
+
+
+def _kept(value: Any, where: str) -> list[str] | None:
     if value is None:
         return None
     kind = type(value).__name__
     if kind not in _CURSOR_TYPES:
         raise SourceError(
-            f"a cursor of type {kind} cannot be kept", fix="a number, a date or a text that sorts"
+            f"a cursor of type {kind} cannot be kept",
+            where=where,
+            fix="a number, a date or a text that sorts",
         )
     return [kind, value.isoformat() if isinstance(value, date) else str(value)]
 
@@ -248,27 +322,56 @@ def _shape(source: SqlTable, database: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _execute(source: SqlTable, connection: sa.Connection, since: Any) -> sa.CursorResult[Any]:
+def _execute(
+    source: SqlTable, connection: sa.Connection, since: Any, older: Sequence[str] = ()
+) -> sa.CursorResult[Any]:
+    """All rows; those not below ``since``; or the columns ``older`` of all others."""
     import sqlalchemy as sa
 
-    query = source.query.strip().rstrip(";")
+    query = statement(source.query)
     select: Any = _text(query)
     if source.table or since is not None:
         schema, _, table = source.table.rpartition(".")
         rows: Any = sa.table(table, schema=schema or None)
-        rows = rows if source.table else _text(f"({query}) AS rows_of_query")
-        select = sa.select(sa.literal_column("*")).select_from(rows)
+        # On a line of its own, what closes it is in no comment.
+        rows = rows if source.table else _text(f"({query}\n) AS rows_of_query")
+        wanted: list[Any] = [sa.column(name) for name in older] or [sa.literal_column("*")]
+        select = sa.select(*wanted).select_from(rows)
     if since is not None:
         cursor: sa.ColumnClause[Any] = sa.column(source.cursor)
-        select = select.where(sa.or_(cursor >= since, cursor.is_(None)))
+        newer = sa.or_(cursor >= since, cursor.is_(None))
+        select = select.where(sa.not_(newer) if older else newer)
     return connection.execution_options(stream_results=True, yield_per=BATCH_ROWS).execute(select)
+
+
+_TOKEN = re.compile(
+    r"""(?P<blank>\s+|;|--[^\n]*|/\*.*?\*/)
+    |[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]
+    |(?P<dollar>\$\w*\$).*?(?P=dollar)
+    |\w+|.""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def statement(query: str) -> str:
+    """A query without the semicolons that end it, also where comments stand behind them.
+
+    So it can be put into brackets. What looks like one in a text or a comment stays.
+    """
+    end, ending = 0, ""
+    for token in _TOKEN.finditer(query):
+        if token["blank"] is None:
+            end, ending = token.end(), ""
+        elif token["blank"] != ";":
+            ending += token["blank"]
+    return query[:end] + ending.rstrip()
 
 
 def _text(query: str) -> sa.TextClause:
     """SQL as it stands: a colon in it names no parameter."""
     import sqlalchemy as sa
 
-    return sa.text(re.sub(r"(?<!\\):", r"\\:", query))
+    return sa.text(query.replace(":", r"\:"))
 
 
 @contextmanager
@@ -308,6 +411,8 @@ def _connection(source: SqlTable) -> Iterator[tuple[sa.Connection, str]]:
                 connection.exec_driver_sql("PRAGMA query_only = ON")
                 driver: Any = connection.connection.driver_connection
                 driver.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+            if dialect in _IN_UTC:
+                connection.exec_driver_sql(_IN_UTC[dialect])
             yield connection, url.render_as_string(hide_password=True)
     except sa.exc.SQLAlchemyError as error:
         raise _failed(
