@@ -113,6 +113,47 @@ def test_several_sources_are_named_by_what_they_hold(tmp_path: Path) -> None:
     assert "import:" not in card_of(exported(tmp_path / "alone"))
 
 
+def sources(*licences: tuple[str, str]) -> dict[str, Any]:
+    """ATTRIBUTES with a source of a name for each (name, licence)."""
+    several = [
+        {"kind": "files", "path": f"{name}.csv", "name": name, "license": licence}
+        for name, licence in licences
+    ]
+    return {key: value for key, value in ATTRIBUTES.items() if key != "source"} | {
+        "sources": several
+    }
+
+
+def test_a_mix_of_licences_is_told_as_a_mix_with_its_sources_and_rows(tmp_path: Path) -> None:
+    attributes = sources(("desk", "CC BY 4.0"), ("phone", "MIT"), ("walk-in", "mit"))
+    train = rows(20)
+    human = train.filter(pl.col("origin") == "human").height
+    named = train.with_columns(source=pl.when(pl.col("origin") == "human").then(pl.lit("desk/a")))
+    card = card_of(exported(tmp_path, attributes=attributes, tables={"train": named}))
+    found = front_matter(card)
+    told = f"CC BY 4.0 (desk; {human} rows); MIT (phone, walk-in; 0 rows)"
+    assert (found["license"], found["license_name"]) == ("other", "mixed")
+    assert found["license_details"] == told
+    assert f"The licences are mixed: {told}." in card
+
+
+def test_a_source_without_a_licence_is_not_under_that_of_another(tmp_path: Path) -> None:
+    card = card_of(exported(tmp_path, attributes=sources(("desk", "MIT"), ("phone", ""))))
+    found = front_matter(card)
+    assert found["license"] == "mit"
+    assert found["license_details"] == "MIT (desk; 0 rows); none declared (phone; 0 rows)"
+    assert "The licences are mixed: MIT (desk; 0 rows); none declared" in card
+
+
+@pytest.mark.parametrize("licences", [("MIT", "MIT"), ("mit", "MIT "), ("CC BY 4.0", "cc-by-4.0")])
+def test_one_licence_in_two_spellings_is_no_mix(tmp_path: Path, licences: tuple[str, str]) -> None:
+    attributes = sources(*zip(("desk", "phone"), licences, strict=True))
+    card = card_of(exported(tmp_path, attributes=attributes))
+    assert front_matter(card)["license"] in {"mit", "cc-by-4.0"}
+    assert "license_details" not in front_matter(card)
+    assert "mixed" not in card
+
+
 def test_the_card_counts_human_and_synthetic_rows(tmp_path: Path) -> None:
     card = card_of(exported(tmp_path))
     made = rows(20)["origin"].value_counts().sort("origin")["count"].to_list()

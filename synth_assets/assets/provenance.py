@@ -81,8 +81,17 @@ def standing(dataset: Dataset, instance: dg.DagsterInstance, workbench: Workbenc
 
 
 def counts(now: Standing) -> dict[str, Any]:
-    """Rows per split and origin, and what was accepted and set aside, by reason."""
+    """Rows per split and origin, and what was accepted and set aside, by reason.
+
+    Of several sources: rows per source, too, since what may be done with them can differ.
+    """
+    several: dict[str, Any] = {}
+    if now.dataset.spec.source is None:
+        name = pl.col("source").str.split("/").list.first()
+        rows = pl.concat([now.scan(split).select(source=name) for split in SPLITS]).drop_nulls()
+        several["sources"] = _per(rows, "source")
     return {
+        **several,
         "splits": {split: _per(now.scan(split), "origin") for split in SPLITS},
         "candidates": now.versions["candidates"].rows,
         "accepted": now.versions["synthetic"].rows,

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from synth_assets.lifecycle import licenses
 from synth_assets.report.tables import escape_markdown, markdown_table, plain
 
 MAX_TEXT_CHARS = 4_000
@@ -50,11 +51,15 @@ def header(
     rows: Mapping[str, int],
     features: Sequence[Mapping[str, Any]],
     synthetic: bool,
+    by_source: Mapping[str, int] | None = None,
 ) -> str:
-    """The YAML header with its two ``---`` lines. ``rows``: split -> rows, of splits with any."""
+    """The YAML header with its two ``---`` lines. ``rows``: split -> rows, of splits with any.
+
+    ``by_source``: rows by the name of the source they come from.
+    """
     fields: dict[str, Any] = {
         "pretty_name": plain(manifest["dataset"]),
-        **_license("; ".join(_licenses(sources_of(manifest["declared"])))),
+        **_license(licenses.shares(sources_of(manifest["declared"]), by_source)),
         "size_categories": [_size(sum(rows.values()))],
     }
     if kind in TASK_CATEGORIES:
@@ -90,14 +95,22 @@ def _scalar(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _OneLine.add_representer(str, _scalar)
 
 
-def _license(text: str) -> dict[str, str]:
-    name = "-".join(text.strip().lower().split())
+def _license(found: Sequence[licenses.Share]) -> dict[str, str]:
+    """One licence as the Hub knows it; of a mix, every licence with its sources and rows."""
+    named = [share.license for share in found if share.license]
+    text = named[0] if named else ""
+    details = {"license_details": plain(licenses.told(found), max_chars=MAX_TEXT_CHARS)}
+    if len(named) > 1:
+        return {"license": "other", "license_name": "mixed", **details}
+    name = licenses.same(text)
     if not name:
         return {"license": "unknown"}
     if name in LICENSES:
-        return {"license": name}
+        # Of the other sources nothing is known: that is no licence, and is told.
+        return {"license": name, **(details if licenses.is_mix(found) else {})}
     slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
-    return {"license": "other", "license_name": slug or "custom", "license_details": plain(text)}
+    said = details if licenses.is_mix(found) else {"license_details": plain(text)}
+    return {"license": "other", "license_name": slug or "custom", **said}
 
 
 def _size(rows: int) -> str:
@@ -111,12 +124,13 @@ def body(
     strata: pl.DataFrame,
     contribution: pl.DataFrame,
     empty: Sequence[str] = (),
+    by_source: Mapping[str, int] | None = None,
 ) -> str:
     """The text of the card.
 
     ``composition``: split, human, synthetic, rows. ``strata``: class number (where rows hold
     numbers), stratum, then a count per split and origin. ``contribution``: the release's table.
-    ``empty``: splits left out, without rows.
+    ``empty``: splits left out, without rows. ``by_source``: as in ``header``.
     """
     declared, model = manifest["declared"], manifest["model"]
     sampling = ", ".join(f"{k} {v}" for k, v in model.items() if k not in ("name", "endpoint"))
@@ -143,7 +157,7 @@ call that wrote a synthetic one.
 Human rows come from {_origins(sources_of(declared, "human"))}.
 They were put on the training or evaluation side by a hash, before anything else looked at them;
 near-copies across sides were set aside.
-
+{_mix(declared, by_source)}
 Synthetic rows were written by {escape_markdown(model["name"])} ({escape_markdown(sampling)}), with
 this prompt template; the examples in it were hand-written or human rows of the training side:
 
@@ -172,8 +186,8 @@ evaluation and validation rows.
   they leave out are not those of real data.
 - Human labels are as good as their source. Evaluation rows are of that source too and say nothing
   about data from elsewhere.
-- The source's licence is for the human rows. What a model's provider allows to be done with its
-  output has to be looked up there.
+- The sources' licences are for the rows that come from them. What a model's provider allows to be
+  done with its output has to be looked up there.
 """
 
 
@@ -218,8 +232,15 @@ def _text(text: str) -> str:
     return escape_markdown(text, max_chars=MAX_TEXT_CHARS)
 
 
-def _licenses(sources: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(str(s["license"]) for s in sources if s.get("license")))
+def _mix(declared: Mapping[str, Any], by_source: Mapping[str, int] | None) -> str:
+    """A paragraph about licences that differ; nothing where there is one."""
+    found = licenses.shares(sources_of(declared), by_source)
+    if not licenses.is_mix(found):
+        return ""
+    return (
+        f"\nThe licences are mixed: {_text(licenses.told(found))}.\n"
+        "`source` says of every row where it comes from, and so which of them it is under.\n"
+    )
 
 
 def _origins(sources: Sequence[Mapping[str, Any]]) -> str:

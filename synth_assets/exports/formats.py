@@ -121,6 +121,7 @@ def _hf(job: Job) -> list[str]:
         for split, frame in rows.items()
     }
     composition = _composition(rows)
+    by_source = _by_source(rows)
     filled = {split: count for split, count in counts.items() if count}
     empty = [split for split, count in counts.items() if not count]
     head = card.header(
@@ -129,6 +130,7 @@ def _hf(job: Job) -> list[str]:
         rows=filled,
         features=huggingface.card_features(schema, classes),
         synthetic=bool(composition["synthetic"].sum()),
+        by_source=by_source,
     )
     body = card.body(
         manifest=release.manifest,
@@ -136,6 +138,7 @@ def _hf(job: Job) -> list[str]:
         strata=_per_stratum(rows, task.stratum, names, numbered=classes is not None),
         contribution=release.rows("contribution").collect(),
         empty=empty,
+        by_source=by_source,
     )
     (job.folder / "README.md").write_text(head + "\n" + body, encoding="utf-8", newline="\n")
     return [f"{split} has no rows and is left out" for split in empty]
@@ -153,6 +156,13 @@ def _composition(rows: Mapping[str, pl.LazyFrame]) -> pl.DataFrame:
         for split, frame in rows.items()
     ]
     return pl.concat(found)
+
+
+def _by_source(rows: Mapping[str, pl.LazyFrame]) -> dict[str, int]:
+    """Rows by the name of their source; behind it may stand the file."""
+    found = pl.concat([frame.select("source") for frame in rows.values()]).drop_nulls()
+    name = pl.col("source").str.split("/").list.first()
+    return dict(found.group_by(name).len().collect().iter_rows())
 
 
 def _per_stratum(

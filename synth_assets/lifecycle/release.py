@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import polars as pl
 
+from synth_assets.lifecycle import licenses
 from synth_assets.report.tables import escape_markdown, markdown_table
 
 MANIFEST_VERSION = 2
@@ -165,7 +166,7 @@ def card(manifest: Mapping[str, Any], contribution: pl.DataFrame) -> str:
 
 Human rows come from {_origin(manifest["declared"])}. Synthetic rows were written by
 {escape_markdown(manifest["model"]["name"])}; `origin` tells the two apart in every row.
-
+{_mix(manifest)}
 ## Did the synthetic rows help?
 
 {escape_markdown(manifest["contribution"]["sentence"], max_chars=MAX_TEXT_CHARS)}
@@ -218,6 +219,16 @@ def _origin(declared: Mapping[str, Any]) -> str:
         licence = source.get("license") or "as declared by the source's owner"
         told.append(f"{escape_markdown(str(name))} ({escape_markdown(licence)})")
     return ", ".join(told) or "people"
+
+
+def _mix(manifest: Mapping[str, Any]) -> str:
+    """That licences differ, and which rows are under which; nothing where there is one."""
+    rows = manifest["counts"].get("sources")
+    found = licenses.shares(manifest["declared"].get("sources") or [], rows)
+    if not licenses.is_mix(found):
+        return ""
+    told = escape_markdown(licenses.told(found), max_chars=MAX_TEXT_CHARS)
+    return f"\nThe licences are mixed: {told}. `source` says of every row which it is under.\n"
 
 
 def _score_tables(contribution: pl.DataFrame) -> tuple[str, str]:
