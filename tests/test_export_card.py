@@ -131,7 +131,7 @@ def test_a_mix_of_licences_is_told_as_a_mix_with_its_sources_and_rows(tmp_path: 
     named = train.with_columns(source=pl.when(pl.col("origin") == "human").then(pl.lit("desk/a")))
     card = card_of(exported(tmp_path, attributes=attributes, tables={"train": named}))
     found = front_matter(card)
-    told = f"CC BY 4.0 (desk; {human} rows); MIT (phone, walk-in; 0 rows)"
+    told = f"CC BY 4.0: desk, {human} rows; MIT: phone, walk-in, 0 rows"
     assert (found["license"], found["license_name"]) == ("other", "mixed")
     assert found["license_details"] == told
     assert f"The licences are mixed: {told}." in card
@@ -141,8 +141,8 @@ def test_a_source_without_a_licence_is_not_under_that_of_another(tmp_path: Path)
     card = card_of(exported(tmp_path, attributes=sources(("desk", "MIT"), ("phone", ""))))
     found = front_matter(card)
     assert found["license"] == "mit"
-    assert found["license_details"] == "MIT (desk; 0 rows); none declared (phone; 0 rows)"
-    assert "The licences are mixed: MIT (desk; 0 rows); none declared" in card
+    assert found["license_details"] == "MIT: desk, 0 rows; none declared: phone, 0 rows"
+    assert "The licences are mixed: MIT: desk, 0 rows; none declared" in card
 
 
 @pytest.mark.parametrize("licences", [("MIT", "MIT"), ("mit", "MIT "), ("CC BY 4.0", "cc-by-4.0")])

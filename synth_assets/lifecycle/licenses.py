@@ -16,9 +16,9 @@ class Share:
     rows: int | None = None
 
     def told(self) -> str:
-        """Such as ``CC0-1.0 (desk, phone; 120 rows)``."""
-        counted = "" if self.rows is None else f"; {self.rows} rows"
-        return f"{self.license or 'none declared'} ({', '.join(self.sources)}{counted})"
+        """Such as ``CC0-1.0: desk, phone, 120 rows``."""
+        counted = [] if self.rows is None else [f"{self.rows} rows"]
+        return f"{self.license or 'none declared'}: {', '.join([*self.sources, *counted])}"
 
 
 def shares(

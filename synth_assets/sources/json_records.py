@@ -9,6 +9,7 @@ it is the only row, or the rows are the one list of objects in it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -246,7 +247,7 @@ def json_frames(
         yield from jsonl_frames(name, path, fmt, needed, size)
         return
     with open_text(name, path, fmt, needed) as stream:
-        records = _Document(name, stream).records(needed)
+        records = _Document(name, stream, path, fmt.encoding).records(needed)
         yield from _frames(name, _in_encoding(name, path, fmt, needed, records), needed, size)
 
 
@@ -265,7 +266,7 @@ def _in_encoding(
     records: Iterator[tuple[int, str]],
 ) -> Iterator[tuple[int, str]]:
     """The records; ``SourceError`` when most of the first ones are not text where they are read."""
-    first = [record for record, _ in zip(records, range(SAMPLE_LINES), strict=False)]
+    first = list(itertools.islice(records, SAMPLE_LINES))
     bad = [number for number, text in first if not_text(text)]
     if len(bad) * 2 > len(first):
         aside = Needed(needed.columns, needed.scalar)
@@ -279,8 +280,8 @@ def _in_encoding(
 class _Document:
     """JSON values of a stream, one at a time, as they are written."""
 
-    def __init__(self, name: str, stream: IO[str]) -> None:
-        self.name, self.stream = name, stream
+    def __init__(self, name: str, stream: IO[str], path: Path, encoding: str) -> None:
+        self.name, self.stream, self.path, self.encoding = name, stream, path, encoding
         self.text, self.place, self.ended = "", 0, False
         self.line, self.counted = 1, 0  # lines are counted up to here
 
@@ -297,12 +298,6 @@ class _Document:
                     yield self.line_here(), self.value()
             else:
                 yield from _inside(self.name, start, needed)
-        elif first == "\0":
-            raise SourceError(
-                "this is not text (NUL characters)",
-                where=self.name,
-                fix="source.encoding: utf-16-le (or what it was written in)",
-            )
         elif first:
             raise self.broken("neither an array nor an object")
 
@@ -364,6 +359,9 @@ class _Document:
         return self.line
 
     def broken(self, what: str) -> SourceError:
+        if wrong := not_text(self.text):
+            line = self.line_here()
+            return other_encoding(self.name, self.path, self.encoding, wrong, line)
         return SourceError(
             f"not a JSON array of records: {what}",
             where=f"{self.name}:{self.line_here()}",

@@ -16,7 +16,7 @@ import polars as pl
 
 from synth_assets.errors import SourceError, shown
 from synth_assets.sources.contract import changed_type
-from synth_assets.sources.records import FileFormat, Needed, escaped, raw_frame
+from synth_assets.sources.records import BYTES, FileFormat, Needed, escaped, raw_frame
 
 # Cells of bytes are large: so many rows at once where there are any.
 BINARY_ROWS = 500
@@ -125,7 +125,7 @@ class _Reading:
             filled = column.is_not_null()
             column = _without_bytes(column)
             if not self.needed.reads(column.name) and filled.any():
-                self.needed.remarks.cells[column.name, "bytes"] += int(filled.sum())
+                self.needed.remarks.cells[column.name, BYTES] += int(filled.sum())
         text = _column_text(column)
         nul = text.str.contains("\0", literal=True).fill_null(False)
         return text, [
@@ -177,13 +177,14 @@ def _holds_bytes(kind: Any) -> bool:
 
 def _without_bytes(column: pl.Series) -> pl.Series:
     """A nested column in which bytes are null."""
-    return column.to_frame().select(_blank(pl.col(column.name), column.dtype)).to_series()
+    value = _blank(pl.col(column.name), column.dtype).alias(column.name)
+    return column.to_frame().select(value).to_series()
 
 
 def _blank(value: pl.Expr, kind: Any) -> pl.Expr:
     if isinstance(kind, pl.Struct):
         fields = [_blank(value.struct.field(f.name), f.dtype).alias(f.name) for f in kind.fields]
-        return pl.when(value.is_not_null()).then(pl.struct(fields)).alias(value.meta.output_name())
+        return pl.when(value.is_not_null()).then(pl.struct(fields))
     if isinstance(kind, pl.List):
         return value.list.eval(_blank(pl.element(), kind.inner))
     if isinstance(kind, pl.Array):

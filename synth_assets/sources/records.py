@@ -36,6 +36,8 @@ MAX_COLUMNS = 4_096
 MAX_BATCH_CHARS = 64 * 2**20
 # The encoding of a whole file is judged on its first lines, up to so many lines or characters.
 SAMPLE_LINES, SAMPLE_CHARS = 1_000, 8 * 2**20
+# Why a cell is kept without what no text can hold.
+BYTES = "bytes"
 
 FormatName = Literal["csv", "json", "jsonl", "parquet", "excel"]
 Reader = Callable[[str, Path, "FileFormat", "Needed", int], Iterator[pl.DataFrame]]
@@ -105,7 +107,8 @@ class Remarks:
     def told(self) -> list[str]:
         """One sentence each."""
         left = [
-            f"column {shown(column)}, which nothing reads: {count} cells left empty ({reason})"
+            f"column {shown(column)}, which nothing reads: {count} cells "
+            + ("without the bytes in them" if reason == BYTES else f"left empty ({reason})")
             for (column, reason), count in sorted(self.cells.items())
         ]
         gone = [f"column {shown(column)} is left out: {why}" for column, why in self.columns]
@@ -306,7 +309,7 @@ def other_encoding(name: str, path: Path, encoding: str, problem: str, line: int
     """What is said of a file that is not ``encoding`` text: what its bytes look like instead."""
     with _binary(path) as file:
         sample = file.read(SAMPLE_CHARS)
-    if problem == "nul_character":
+    if problem == "nul_character" or sample.count(0) * 4 > len(sample):
         # ASCII as UTF-16: every other byte is NUL, the first of each pair in big-endian order.
         big = sample[0::2].count(0) > sample[1::2].count(0)
         guess: str | None = "utf-16-be" if big else "utf-16-le"
