@@ -146,3 +146,18 @@ def test_a_hub_that_answers_with_another_commit_than_the_pinned_is_refused(
     hub.server.respond = lambda asked: as_json({"sha": TWO, "siblings": [{"rfilename": "a.csv"}]})
     with pytest.raises(SourceError, match="answers with commit"):
         contents(ONE, "a.csv", tmp_path)
+
+
+def test_the_card_of_a_commit_is_fetched_once_where_there_is_one(hub: Hub, tmp_path: Path) -> None:
+    dataset = HubDataset("org/tickets", ONE, "data/*.csv")
+    _, commit = huggingface.fetch(dataset, cache=tmp_path)
+    asked = len(hub.server.asked)
+    for _ in range(2):
+        card = huggingface.card(dataset, commit, cache=tmp_path)
+        assert card is not None
+        assert card.read_bytes() == b"#"
+    assert len(hub.server.asked) == asked + 1
+    hub.commits[TWO] = {"data/train-0.csv": b""}
+    bare = HubDataset("org/tickets", TWO, "data/*.csv")
+    _, commit = huggingface.fetch(bare, cache=tmp_path / "other")
+    assert huggingface.card(bare, commit, cache=tmp_path / "other") is None

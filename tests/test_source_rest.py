@@ -340,14 +340,19 @@ ENDS: list[Answer] = [
 ]
 
 
-@pytest.mark.parametrize("end", ENDS, ids=lambda end: f"{end.status}-{end.body.decode()}")
-@pytest.mark.parametrize("kind", ["offset", "page_number", "cursor"])
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    # Of a cursor, a 404 is an error: the API itself has named that page.
+    [
+        (kind, end)
+        for kind in ("offset", "page_number", "cursor")
+        for end in ENDS
+        if (kind, end.status) != ("cursor", 404)
+    ],
+)
 def test_an_empty_answer_ends_the_paging(
     server: Server, tmp_path: Path, kind: str, end: Answer
 ) -> None:
-    if kind == "cursor" and end.status == 404:
-        pytest.skip("an error: the API itself has named that page")
-
     def respond(asked: Asked) -> Answer:
         after = {"": 0, "b": 3}.get(asked.query.get("after", ""), 6)
         number = int(asked.query.get("page", 1)) - 1

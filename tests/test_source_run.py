@@ -296,3 +296,32 @@ def test_a_store_and_a_hub_give_the_same_rows_as_the_file(
     assert table(synth_home, "human").drop("source").equals(expected)
     tickets.edit("source", hub | {"revision": commit})
     assert "can move" not in told(*LANDED)
+
+
+def test_images_class_numbers_and_a_json_array_lose_no_row(
+    tickets: DatasetFolder, synth_home: Path
+) -> None:
+    """A folder as the Hub has it: Parquet with bytes, numbers for classes, and a card."""
+    ran(*UNTIL_HUMAN)
+    expected = table(synth_home, "human").drop("source")
+    rows = pl.DataFrame(tickets.rows)
+    names = sorted(rows["topic"].unique())
+    rows.with_columns(
+        pl.col("topic").replace_strict(names, range(len(names))),
+        image=pl.struct(bytes=pl.lit(b"\xff\xd8"), path=pl.lit("a.png")),
+        score=pl.lit(float("nan")),
+    ).write_parquet(tickets.folder / "human.parquet")
+    listed = "".join(f"        '{place}': {name}\n" for place, name in enumerate(names))
+    (tickets.folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: topic\n    dtype:\n      class_label:\n"
+        f"       names:\n{listed}---\n"
+    )
+    tickets.edit("source", {"kind": "files", "path": "*.parquet"})
+    said = told(*UNTIL_HUMAN)
+    assert "column 'image', which nothing reads: " in said
+    assert table(synth_home, "human").drop("source").equals(expected)
+    flawed = [row | {"score": float("nan")} for row in tickets.rows]
+    (tickets.folder / "human.json").write_text(json.dumps(flawed))
+    tickets.edit("source", {"kind": "files", "path": "human.json"})
+    assert "column 'score', which nothing reads: " in told(*UNTIL_HUMAN)
+    assert table(synth_home, "human").drop("source").equals(expected)
