@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from synth_assets.assets.stages import STAGES
@@ -39,6 +40,11 @@ def test_a_release_names_the_import_and_is_made_again_from_it(
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["stages"]) == set(STAGES) - {"release"}
     assert set(manifest["source"]) == {"version", "import_source"}
+    splits = [
+        pl.read_parquet(folder / f"{split}.parquet") for split in ("train", "validation", "eval")
+    ]
+    named = sum(split["source"].count() for split in splits)
+    assert sum(manifest["counts"]["sources"].values()) == named > 0
     assert "bought.csv" not in (folder / "README.md").read_text()
     again = ("--into", str(tmp_path / "again"), "--source-folder", str(released.folder))
     found = synth("reproduce", str(folder), *again, "--json")
