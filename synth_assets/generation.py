@@ -24,7 +24,14 @@ from synth_assets.llm.budget import Budget, Prices
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.engine import ask
 from synth_assets.llm.errors import ErrorKind
-from synth_assets.llm.formats import OutputMode, Style, build_body, items_of, kind_of
+from synth_assets.llm.formats import (
+    OutputMode,
+    Style,
+    asked_for,
+    build_body,
+    items_of,
+    kind_of,
+)
 from synth_assets.llm.identity import Request
 from synth_assets.llm.ledger.ledger import Ledger
 from synth_assets.llm.scheduler import Limits
@@ -35,6 +42,7 @@ PLAN_SLICE = 2_048
 SLAB_ROWS = 4_096
 # What part of the rows asked for a model's first answers are taken to be worth, before any is seen.
 FIRST_YIELD: dict[Style, float] = {"continue": 0.65, "chat": 0.8}
+DAMAGED = "\N{REPLACEMENT CHARACTER}"
 # Content errors whose text may still hold whole rows.
 SALVAGEABLE = frozenset({ErrorKind.LENGTH, ErrorKind.MALFORMED})
 
@@ -283,8 +291,9 @@ def _progress(done: Generated, wanted: int, answers: int, expected: int) -> Prog
 def read_rows(
     answer: Answer, call: Mapping[str, Any], task: Task, dialect: Dialect, number: int
 ) -> list[dict[str, Any]]:
-    """One answer -> candidate rows; what cannot be read is a row with a problem and the raw text.
+    """One answer -> candidate rows; what is no row is one with a problem and the raw text.
 
+    What of an answer is set aside beside good rows (lines without a mark) is one row, the last.
     Whole rows of an answer that was cut short are kept, the cut one never is. ``number`` is the
     round's.
     """
@@ -297,23 +306,28 @@ def read_rows(
     }
     rows: list[dict[str, Any]] = []
     problem, detail = (answer.error.value, answer.error_detail) if answer.error else ("", "")
+    raw = answer.text or answer.raw.decode("utf-8", "backslashreplace")
     if answer.text is not None and (answer.ok or answer.error in SALVAGEABLE):
         cut = answer.error is ErrorKind.LENGTH
-        items, complete = items_of(answer.text, dialect.output, cut=cut)
-        for item in items:
-            payload = task.read_item(item, stratum=call["cell"])
-            if payload is None:
-                rows.append({**shared, "problem": "malformed_row", "raw": _raw(str(item))})
-            else:
-                rows.append({**shared, **payload})
-        if not complete and not problem:
-            problem, detail = "malformed", "the answer is not the list that was asked for"
-        elif not items and not problem:
-            problem, detail = "no_rows", "the answer is an empty list"
-    if problem and (answer.error is not ErrorKind.LENGTH or not rows):
-        raw = _raw(answer.text or answer.raw.decode("utf-8", "backslashreplace"))
-        rows.append({**shared, "problem": problem, "problem_detail": detail, "raw": raw})
-    return [{**row, "item": item} for item, row in enumerate(rows)]
+        asked = asked_for(answer.request, task.answer_schema(call["rows"]), call["rows"])
+        read = items_of(answer.text, dialect.output, cut=cut, asked=asked)
+        rows = [_row(item, task, call["cell"]) for item in read.items]
+        if not problem or (cut and rows):
+            problem, detail, raw = read.problem, read.detail, read.aside or raw
+    if problem:
+        rows.append({"problem": problem, "problem_detail": detail, "raw": _raw(raw)})
+    return [{**shared, **row, "item": item} for item, row in enumerate(rows)]
+
+
+def _row(item: object, task: Task, stratum: str) -> dict[str, Any]:
+    """The payload of one item, or what is wrong with it."""
+    payload = task.read_item(item, stratum=stratum)
+    if payload is None:
+        return {"problem": "malformed_row", "raw": _raw(str(item))}
+    if any(DAMAGED in cell for cell in payload.values()):
+        detail = "letters of it are lost: bytes that are no UTF-8"
+        return {"problem": "damaged_characters", "problem_detail": detail, "raw": _raw(str(item))}
+    return payload
 
 
 def _raw(text: str) -> str:

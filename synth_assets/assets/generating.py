@@ -45,6 +45,7 @@ from synth_assets.lifecycle.screen import accepted, judge
 from synth_assets.llm.answers import Tallies
 from synth_assets.llm.batch.batch import BatchPending
 from synth_assets.llm.budget import Budget
+from synth_assets.llm.formats import UNMARKED_LINES
 from synth_assets.llm.sync import run_sync
 from synth_assets.report.tables import markdown_table
 from synth_assets.spec.load import Dataset
@@ -326,7 +327,7 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
             "synthetic",
             metadata={
                 "cells": dict(rows.group_by("cell").len().sort("cell").iter_rows()),
-                "acceptance": round(rows.height / max(judged.height, 1), 4),
+                "acceptance": round(rows.height / max(_offered(judged), 1), 4),
                 "imported": rows.filter(is_imported()).height,
             },
         )
@@ -353,6 +354,11 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
         )
 
     return synthetic
+
+
+def _offered(judged: pl.DataFrame) -> int:
+    """Rows that were judged; lines of an answer that were never rows do not count."""
+    return judged.filter(pl.col("problem").ne_missing(UNMARKED_LINES)).height
 
 
 def _shortfall_sentence(missing: pl.DataFrame) -> str:

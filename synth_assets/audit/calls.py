@@ -100,7 +100,7 @@ def messages_of(request: Mapping[str, Any]) -> list[dict[str, str]]:
 def answer_text(request: Mapping[str, Any], response: bytes) -> str | None:
     """The text in a response body; None when it holds none."""
     kind: Kind = "completion" if request.get("kind") == "completion" else "chat"
-    parts = decoded(kind, response)
+    parts = decoded(kind, response, request.get("body"))
     return parts.text if parts else None
 
 

@@ -313,8 +313,9 @@ def _answer(one: CallRow) -> str | None:
     """The text that the response holds; None when it holds none."""
     from synth_assets.llm.answers import decoded
 
-    kind = json.loads(one.request).get("kind")
-    parts = decoded("completion" if kind == "completion" else "chat", one.response)
+    asked = json.loads(one.request)
+    chat = asked.get("kind") != "completion"
+    parts = decoded("chat" if chat else "completion", one.response, asked.get("body"))
     return None if parts is None else parts.text
 
 

@@ -2,17 +2,74 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 import orjson
 
 from synth_assets.llm.errors import ErrorKind
 from synth_assets.llm.identity import Kind, Request
 from synth_assets.llm.ledger.rows import OK, StoredAnswer
+from synth_assets.llm.salvage import without_halves
 
+# Between the arguments of several calls in one text (RFC 7464); no JSON has it outside a string.
+CALL_SEPARATOR: Final = "\x1e"
+# Names of endings, in lower case.
+_ENDINGS: Final[dict[str, ErrorKind]] = {
+    **dict.fromkeys(
+        (
+            "length",
+            "max_tokens",
+            "max_token",
+            "max_output_tokens",
+            "max_completion_tokens",
+            "max_new_tokens",
+            "max_tokens_reached",
+            "max_length",
+            "model_length",
+            "token_limit",
+            "token_limit_reached",
+            "context_length",
+            "context_length_exceeded",
+            "context_window_exceeded",
+            "model_context_window_exceeded",
+            "limit",
+            "truncated",
+            "incomplete",
+        ),
+        ErrorKind.LENGTH,
+    ),
+    **dict.fromkeys(
+        (
+            "content_filter",
+            "content_filtered",
+            "safety",
+            "blocklist",
+            "prohibited_content",
+            "recitation",
+            "spii",
+            "sensitive",
+            "guardrail_intervened",
+        ),
+        ErrorKind.CONTENT_FILTER,
+    ),
+    "refusal": ErrorKind.REFUSED,
+}
+_UNTOLD: Final = frozenset({"", "null", "none", "unknown", "unspecified"})
+_CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
+_THINKING_PART: Final = re.compile(r"think|reason|thought|analysis", re.IGNORECASE)
+# The first bytes of a character beyond the first plane without its last: an emoji cut in two, or
+# either half of one that was written as two surrogates.
+_HALF_EMOJI: Final = re.compile(
+    rb"(?:\xf0[\x90-\xbf]|[\xf1-\xf3][\x80-\xbf]|\xf4[\x80-\x8f])[\x80-\xbf]?(?![\x80-\xbf])"
+    rb"|\xed[\xa0-\xbf][\x80-\xbf]"
+)
 # Counts beyond this are nonsense that some servers report; no context window is near it.
 MOST_TOKENS: Final = 10**8
 
@@ -95,12 +152,15 @@ class Tallies:
             self.usd += answer.cost_usd or 0.0
 
 
-def decoded(kind: Kind, body: bytes) -> Decoded | None:
+def decoded(kind: Kind, body: bytes, asked: Mapping[str, Any] | None = None) -> Decoded | None:
     """Reads a response body; None when it is no answer of the protocol.
 
-    Only the first choice counts. A text that is not UTF-8 is read with replacement characters and
-    marked malformed.
+    ``asked`` is the body of the request: it tells whether a function was to be called, and where
+    the answer had to end. Only the first choice counts. The text of several calls of a function is
+    that of each, ``CALL_SEPARATOR`` between them. A text that is not UTF-8 is read with replacement
+    characters and marked malformed; half an emoji is left out.
     """
+    asked = asked or {}
     parsed, clean = _parsed(body)
     if not isinstance(parsed, dict):
         return None
@@ -115,21 +175,29 @@ def decoded(kind: Kind, body: bytes) -> Decoded | None:
         message = choice.get("message")
         if not isinstance(message, dict):
             return None
-        text = _text_of(message.get("content")) or _tool_arguments(message)
+        text = _message_text(message, forced_function(asked))
         refusal = _text_of(message.get("refusal")) or ""
-    finish = choice.get("finish_reason")
-    finish = finish if isinstance(finish, str) else None
-    prompt_tokens, completion_tokens = _usage(parsed.get("usage"))
-    error = _content_error(text, finish, refused=bool(refusal), clean=clean)
+    given = choice.get("finish_reason")
+    finish = given if isinstance(given, str) else None
+    usage = parsed.get("usage")
+    prompt_tokens, completion_tokens = _usage(usage)
+    ending = ending_of(finish)
+    if ending is None and _used_up(usage, asked):
+        ending = ErrorKind.LENGTH
+    error = _content_error(text, ending, refused=bool(refusal), clean=clean)
     return Decoded(text or refusal or text, finish, prompt_tokens, completion_tokens, error)
 
 
 def replayed(request: Request, stored: StoredAnswer) -> Answer | None:
-    """The Answer that a stored row holds; None when it cannot be read any more."""
-    parts = decoded(request.kind, stored.response)
+    """The Answer that a stored row holds; None when it cannot be read any more.
+
+    What was an error when it was stored stays one. What was none is read by the rules of today,
+    which know more names for an answer that was cut.
+    """
+    parts = decoded(request.kind, stored.response, request.body)
     if parts is None:
         return None
-    error = None if stored.outcome == OK else ErrorKind(stored.outcome)
+    error = parts.error if stored.outcome == OK else ErrorKind(stored.outcome)
     return Answer(
         request,
         stored.request_id,
@@ -159,56 +227,154 @@ def content_detail(error: ErrorKind) -> str:
     }[error]
 
 
+def ending_of(finish: str | None) -> ErrorKind | Literal["whole"] | None:
+    """What a finish reason says, however it is spelled; None when it says nothing.
+
+    ``MAX_TOKENS``, ``FINISH_REASON_MAX_TOKENS``, ``FinishReason.MAX_TOKENS`` and ``maxTokens`` are
+    one name.
+    """
+    name = (finish or "").strip().rpartition(".")[2]
+    name = _CAMEL.sub("_", name).lower().replace("-", "_").replace(" ", "_")
+    name = name.removeprefix("finish_reason_")
+    if name in _UNTOLD:
+        return None
+    return _ENDINGS.get(name, "whole")
+
+
 def _parsed(body: bytes) -> tuple[Any, bool]:
-    """The JSON in ``body`` and whether it was clean UTF-8."""
+    """The JSON in ``body``, without halves of emoji, and whether it was clean UTF-8."""
     try:
         return orjson.loads(body), True
     except orjson.JSONDecodeError:
         pass
+    text, clean = _as_text(body)
     try:
-        body.decode()
+        # Unlike orjson it reads "\ud83d", the half of an emoji that was cut in two.
+        return _mended(json.loads(text, parse_constant=_refuse)), clean
+    except (ValueError, RecursionError):
+        return None, clean
+
+
+def _as_text(body: bytes) -> tuple[str, bool]:
+    """The text of a body, and whether no letter of it is lost."""
+    whole = _HALF_EMOJI.sub(b"", body)
+    try:
+        return whole.decode(), True
     except UnicodeDecodeError:
-        try:
-            return orjson.loads(body.decode("utf-8", "replace")), False
-        except orjson.JSONDecodeError:
-            return None, False
-    return None, True
+        return whole.decode("utf-8", "replace"), False
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_halves(value)
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {_mended(name): _mended(item) for name, item in value.items()}
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _content_error(
-    text: str | None, finish: str | None, *, refused: bool, clean: bool
+    text: str | None,
+    ending: ErrorKind | Literal["whole"] | None,
+    *,
+    refused: bool,
+    clean: bool,
 ) -> ErrorKind | None:
-    if finish == "content_filter":
+    if ending is ErrorKind.CONTENT_FILTER:
         return ErrorKind.CONTENT_FILTER
-    if refused:
+    if refused or ending is ErrorKind.REFUSED:
         return ErrorKind.REFUSED
-    if finish == "length":
+    if ending is ErrorKind.LENGTH:
         return ErrorKind.LENGTH
     if text is None or not text.strip():
         return ErrorKind.EMPTY
     return None if clean else ErrorKind.MALFORMED
 
 
+def _used_up(usage: Any, asked: Mapping[str, Any]) -> bool:
+    """Whether as many tokens were written as were allowed."""
+    limits = [asked.get(name) for name in _LIMITS]
+    known = [limit for limit in limits if type(limit) is int and limit > 0]
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return bool(known) and isinstance(count, int | float) and count >= min(known)
+
+
+def forced_function(asked: Mapping[str, Any]) -> str:
+    """The name of the function that a request has the model call; "" for none."""
+    choice = asked.get("tool_choice")
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _message_text(message: dict[str, Any], function: str) -> str | None:
+    """What a message says: the arguments of its calls where a function was asked for."""
+    content = _text_of(message.get("content"))
+    arguments = _arguments(message, function)
+    called = CALL_SEPARATOR.join(arguments) if arguments else None
+    if function:
+        return called if called is not None and called.strip() else content
+    return content or called
+
+
 def _text_of(content: Any) -> str | None:
-    """Text given plainly, or as a list of parts."""
+    """Text given plainly, or as a list of parts, of which thinking is none."""
     if isinstance(content, str):
         return content
-    if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
-        return "".join(part for part in parts if isinstance(part, str))
-    return None
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        return None
+    return "".join(filter(None, map(_part_text, content)))
 
 
-def _tool_arguments(message: dict[str, Any]) -> str | None:
-    """The arguments of the first tool call, which hold the rows in tool mode."""
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or (isinstance(kind, str) and _THINKING_PART.search(kind)):
+        return ""
+    text = part.get("text")
+    if isinstance(text, dict):
+        text = text.get("value")
+    return text if isinstance(text, str) and not part.get("thought") else ""
+
+
+def _arguments(message: dict[str, Any], function: str) -> list[str]:
+    """The arguments of every call of a function, which hold the rows in tool mode.
+
+    Without ``function``, those of the first call. A call that names none counts as well.
+    """
     calls = message.get("tool_calls")
-    first = calls[0] if isinstance(calls, list) and calls else None
-    function = first.get("function") if isinstance(first, dict) else None
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if isinstance(arguments, dict):
+    found = calls if isinstance(calls, list) else [calls]
+    functions = [call.get("function") for call in found if isinstance(call, dict)]
+    functions.append(message.get("function_call"))
+    given = [one for one in functions if isinstance(one, dict)]
+    if function:
+        given = [one for one in given if _is_named(one.get("name"), function)]
+    texts = [_argument_text(one.get("arguments")) for one in given]
+    known = [text for text in texts if text]
+    return known if function else known[:1]
+
+
+def _is_named(name: Any, function: str) -> bool:
+    """Whether a call's name is the function's; some servers write ``functions.rows:0``."""
+    if not isinstance(name, str) or not name.strip():
+        return True
+    last = name.strip().rpartition(".")[2].partition(":")[0]
+    return last.casefold() == function.casefold()
+
+
+def _argument_text(arguments: Any) -> str:
+    if isinstance(arguments, dict | list):
         # Some servers parse them already.
         return orjson.dumps(arguments).decode()
-    return arguments if isinstance(arguments, str) else None
+    return arguments if isinstance(arguments, str) else ""
 
 
 def _usage(usage: Any) -> tuple[int | None, int | None]:

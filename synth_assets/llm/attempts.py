@@ -222,7 +222,7 @@ class Attempts:
             return self._scrubbed(failed.failure)
         self.breaker.reached = True
         body = self._endpoint.scrubbed_bytes(reply.body)
-        parts = decoded(request.kind, body)
+        parts = decoded(request.kind, body, request.body)
         if parts is None:
             self._left_flight(task)
             return not_an_answer(body)

@@ -18,20 +18,24 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import orjson
 
 from synth_assets.errors import EndpointError, Incomplete, UsageError
-from synth_assets.llm.answers import Answer, Tallies
+from synth_assets.llm.answers import CALL_SEPARATOR, Answer, Tallies
 from synth_assets.llm.budget import Budget, Prices
 from synth_assets.llm.endpoint import Endpoint
 from synth_assets.llm.engine import ask
 from synth_assets.llm.errors import ErrorKind
 from synth_assets.llm.identity import Kind, Request
 from synth_assets.llm.ledger.ledger import Ledger
-from synth_assets.llm.salvage import parse_plain_list, salvage_json_list
+from synth_assets.llm.list_marks import open_mark
+from synth_assets.llm.plain_list import PlainList, read_plain_list
+from synth_assets.llm.salvage import salvage_json_list
 from synth_assets.llm.scheduler import Limits
+from synth_assets.llm.thinking import without_thinking
 
 Style = Literal["continue", "chat"]
 OutputMode = Literal["json_schema", "json_object", "tool", "list"]
@@ -51,12 +55,23 @@ _ABOUT_FORMAT = re.compile(
 _REFUSING_STATUSES = frozenset({400, 404, 415, 422, 500, 501})
 _AS_LIST = "Answer with a plain list: one item per line, each line starting with '- '."
 _AS_JSON = "Answer with one JSON object and nothing else. It fits this JSON schema: "
+_PROBE_KEY: Final = "rows"
 PROBE_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
-    "properties": {"rows": {"type": "array", "items": {"type": "string"}}},
-    "required": ["rows"],
+    "properties": {_PROBE_KEY: {"type": "array", "items": {"type": "string"}}},
+    "required": [_PROBE_KEY],
     "additionalProperties": False,
 }
+_DOCUMENT: Final = re.compile(r'\s*(?:\{\s*"|\[\s*[{"])')
+_FENCE_LINE: Final = re.compile(r"(`{3,}|~{3,})[\w+-]*[ \t\r]*")
+# Lines without marks that are as many as were asked for may still be a refusal.
+_REFUSAL: Final = re.compile(
+    r"(?:(?:i['\u2019]?m|i am|we['\u2019]re)\s+(?:very |so |really )?sorry|sorry|i apologi[sz]e"
+    r"|my apologies|unfortunately)?\W*(?:but\s+)?(?:as an ai\b|(?:i|we)(?:['\u2019]m|\s+am)?\s*"
+    r"(?:can(?:no|['\u2019])t|can not|won['\u2019]t|will not|not able to|unable to)\s+(?:to\s+)?"
+    r"(?:help|assist|provide|create|write|generate|comply|fulfil|continue|produce|do that|engage))",
+    re.IGNORECASE,
+)
 _PROBE_PROMPT = "Give one row that says: ok"
 
 
@@ -103,19 +118,124 @@ def build_body(
     return body
 
 
-def items_of(text: str | None, mode: OutputMode, *, cut: bool) -> tuple[list[Any], bool]:
-    """The rows in an answer's text, and whether all of what the model meant is there.
+@dataclass(frozen=True)
+class Asked:
+    """What an answer is read against.
 
-    ``cut``: the answer ended at its token limit. Rows are strings in ``list`` mode, else whatever
-    the schema's list holds (unchecked: screening is another's work).
+    ``rows``: how many were asked for; ``key``: the schema's list of them, ``fields``: what each of
+    them must have, where they are objects; ``continued``: the mark at the end of the text that the
+    answer goes on with ("" for none), None for a chat.
+    """
+
+    rows: int | None = None
+    key: str = ""
+    fields: frozenset[str] = frozenset()
+    continued: str | None = None
+
+
+class Items(NamedTuple):
+    """The rows in an answer, and what of it was set aside.
+
+    ``items`` are strings in ``list`` mode, else whatever the schema's list holds (unchecked:
+    screening is another's work). ``complete``: all of what the model meant is there. ``problem``
+    (a word, "" mostly) and ``detail`` say why something is no row, ``aside`` is its text.
+    """
+
+    items: list[Any]
+    complete: bool
+    problem: str = ""
+    detail: str = ""
+    aside: str = ""
+
+
+# The problem of lines that are no rows beside others that are.
+UNMARKED_LINES: Final = "unmarked_lines"
+
+
+def asked_for(request: Request, schema: Mapping[str, Any], rows: int) -> Asked:
+    """What a request asks for, by the schema of its answer and how many rows it names."""
+    if request.kind == "completion":
+        return Asked(continued=open_mark(str(request.body.get("prompt", ""))))
+    members: Mapping[str, Any] = schema["properties"]
+    key = next((name for name, one in members.items() if one.get("type") == "array"), "")
+    each = members[key].get("items", {}) if key else {}
+    return Asked(rows, key, frozenset(each.get("required", ())))
+
+
+def items_of(text: str | None, mode: OutputMode, *, cut: bool, asked: Asked | None = None) -> Items:
+    """The rows in an answer's text. ``cut``: the answer ended at its token limit.
+
+    A model's thinking is taken off first; what thinks and does not end has no rows in it.
     """
     if not text:
-        return [], False
+        return Items([], False)
+    asked = asked or Asked()
+    if asked.continued is not None:
+        return _listed(read_plain_list(text, cut=cut, continued=asked.continued), asked, cut=cut)
+    said = without_thinking(text)
+    cut_here = cut and not said.unclosed
     if mode == "list":
-        rows = parse_plain_list(text, cut)
-        return list(rows), not cut
-    items, complete = salvage_json_list(text)
-    return items, complete and not cut
+        read = _from_list(said.text, asked, cut=cut_here)
+    else:
+        read = _from_json(said.text, asked, cut=cut_here)
+    if said.unclosed:
+        aside = "\n".join(part for part in (read.aside, said.unclosed) if part)
+        detail = "thinking that does not end"
+        return read._replace(
+            complete=False, problem="unclosed_thinking", detail=detail, aside=aside
+        )
+    if not said.text.strip():
+        return Items([], not cut, "no_rows", "the answer is nothing but thinking")
+    return read
+
+
+def _from_json(text: str, asked: Asked, *, cut: bool) -> Items:
+    """The items of a JSON answer; of all calls of the function, in tool mode."""
+    items: list[Any] = []
+    complete = True
+    for part in text.split(CALL_SEPARATOR):
+        more, whole = salvage_json_list(part, key=asked.key, fields=asked.fields)
+        items += more
+        complete = complete and whole
+    if not complete and not cut:
+        return Items(items, False, "malformed", "the answer is not the list that was asked for")
+    if not items:
+        return Items([], complete and not cut, "no_rows", "the answer is an empty list")
+    return Items(items, complete and not cut)
+
+
+def _from_list(text: str, asked: Asked, *, cut: bool) -> Items:
+    document = _without_fence(text)
+    if _DOCUMENT.match(document):
+        # Some models answer in JSON whatever they are asked for.
+        items, complete = salvage_json_list(document, key=asked.key, fields=asked.fields)
+        if items and (complete or cut):
+            return Items(items, complete and not cut)
+    return _listed(read_plain_list(text, cut=cut, rows=asked.rows), asked, cut=cut)
+
+
+def _listed(found: PlainList, asked: Asked, *, cut: bool) -> Items:
+    aside, lines = "\n".join(found.aside), len(found.aside)
+    counted = f"{lines} line{'s' if lines != 1 else ''}"
+    if found.rows and not found.marked and _REFUSAL.match(found.rows[0]) and asked.rows is not None:
+        refusal = "\n".join(found.rows)
+        return Items([], not cut, ErrorKind.REFUSED.value, "the model declined", refusal)
+    if not found.rows and lines:
+        detail = f"{counted} without list marks, {asked.rows} rows were asked for"
+        return Items([], not cut, "unmarked_answer", detail, aside)
+    if not found.rows:
+        return Items([], not cut, "no_rows", "the answer is an empty list")
+    if lines:
+        return Items(found.rows, not cut, UNMARKED_LINES, f"{counted} that are no items", aside)
+    return Items(found.rows, not cut)
+
+
+def _without_fence(text: str) -> str:
+    """The text without a code fence around the whole of it."""
+    text = text.strip()
+    first, _, rest = text.partition("\n")
+    opened = _FENCE_LINE.fullmatch(first)
+    return rest.rstrip().removesuffix(opened[1]).strip() if opened and rest else text
 
 
 async def output_mode(
@@ -181,10 +301,12 @@ def _works(answer: Answer, mode: OutputMode) -> bool:
     if mode == "list":
         return True
     # Some servers accept the parameter and ignore it: the text must be JSON from its first
-    # character, which no instruction in words asked for.
-    text = (answer.text or "").lstrip()
-    items, complete = salvage_json_list(text)
-    return text.startswith("{") and (complete or bool(items))
+    # character, which no instruction in words asked for. In a fence it must have the key as well.
+    said = without_thinking(answer.text or "").text.strip()
+    text = _without_fence(said)
+    items, complete = salvage_json_list(text, key=_PROBE_KEY)
+    fits = text == said or f'"{_PROBE_KEY}"' in text
+    return text.startswith("{") and fits and (complete or bool(items))
 
 
 def _check_refusal(answer: Answer, mode: OutputMode, endpoint: Endpoint) -> None:

@@ -94,6 +94,14 @@ def numbers(line: str) -> list[Number]:
     ]
 
 
+def open_mark(text: str) -> str:
+    """The mark that a text ends in, for an item that is to follow; "" for none."""
+    last = text.rpartition("\n")[2].strip()
+    if bullet(last) == "" or any(not number.rest for number in numbers(last)):
+        return last
+    return ""
+
+
 def _is_mark(found: re.Match[str]) -> bool:
     sep, value, rest = (found["sep"] or found["more"] or ""), found["value"], found["rest"]
     if value.isalpha() and not value.isdigit():

@@ -1,4 +1,4 @@
-"""Rows out of a model's text, also where it was cut short or wrapped in prose.
+"""Rows out of JSON that a model wrote, also where it was cut short or wrapped in prose.
 
 Everything here reads untrusted text: nothing is evaluated, depth and number size are bounded by
 the JSON reader, and what cannot be a row of sound text is left out.
@@ -8,44 +8,56 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Set
 from itertools import islice
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 _BLANKS: Final = re.compile(r"[ \t\r\n]*")
-_MARKER: Final = re.compile(r"^\s*(?:[-*\u2022\u2013]\s+|\(?\d{1,4}[.):]\s+)")
-_BARE_MARKER: Final = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,4}[.):])\s*$")
 # In prose a bracket may be a citation, [1], and a brace a placeholder: not these.
 _OPENING: Final = re.compile(r"\{\s*\"|\[\s*[{\[\"]")
 MOST_STARTS: Final = 20
+# How deep in other objects the key asked for is looked for.
+MOST_LEVELS: Final = 3
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-def salvage_json_list(text: str) -> tuple[list[Any], bool]:
+def salvage_json_list(
+    text: str, *, key: str = "", fields: Set[str] = frozenset()
+) -> tuple[list[Any], bool]:
     """The complete items of the JSON list in ``text``, and whether the list itself is complete.
 
-    The list may be the whole document, the first member of an object that is a list
-    (``{"rows": [...]}``), or either of them after some prose or a code fence. An item that is cut
-    short, or that follows something that is no JSON, is not returned; so any prefix of a document
-    yields a prefix of its items. No list at all: no items, not complete.
+    The list may be the whole document or a member of an object, at once or after some prose or a
+    code fence. The member called ``key`` wins, wherever it is; then a list of objects with these
+    ``fields``; then the first list. An object that has the ``fields`` itself is an item, and so are
+    those that follow it.
+
+    An item that is cut short, or that follows something that is no JSON, is not returned; so any
+    prefix of a document yields a prefix of its items. In a document that is cut short before
+    ``key``, another list is no answer. No list at all: no items, not complete.
     """
+    best: _Found | None = None
+    examined = 0
     for start in _starts(text):
-        opened = _list_start(text, start)
-        if opened is not None:
-            return _items(text, opened)
-    return [], False
+        if start < examined:
+            continue
+        found, examined = _in_document(text, start, key.casefold(), fields)
+        if found is not None and (best is None or found.rank < best.rank):
+            best = found
+        if best is not None and best.rank == _BY_KEY:
+            break
+    if best is None:
+        return [], False
+    return _objects(text, best.at, fields) if best.rank == _ALONE else _items(text, best.at)
 
 
-def parse_plain_list(text: str, cut: bool) -> list[str]:
-    """The lines of a plain list without bullets and numbers; blank ones are left out.
+class _Found(NamedTuple):
+    """Where a list's items begin, or an object; the lower the ``rank``, the surer."""
 
-    ``cut``: the text ended at a token limit, so its last line is not taken for whole (unless a
-    line break follows it).
-    """
-    lines = text.split("\n")
-    if cut:
-        lines.pop()
-    rows = (_MARKER.sub("", line).strip() for line in lines if not _BARE_MARKER.match(line))
-    return [row for row in rows if row]
+    rank: int
+    at: int
+
+
+_BY_KEY, _BY_FIELDS, _FIRST, _ALONE = range(4)
 
 
 def _starts(text: str) -> list[int]:
@@ -56,24 +68,75 @@ def _starts(text: str) -> list[int]:
     return [match.start() for match in islice(_OPENING.finditer(text), MOST_STARTS)]
 
 
-def _list_start(text: str, start: int) -> int | None:
-    """The position after the bracket that opens the list of rows; None when there is none."""
-    if text[start] == "[":
-        return start + 1
-    at = start + 1
+def _in_document(text: str, start: int, key: str, fields: Set[str]) -> tuple[_Found | None, int]:
+    """The rows of the document that begins at ``start``, and where the document ends."""
+    if text[start] == "{":
+        return _in_object(text, start, key, fields, MOST_LEVELS)
+    _, end = _value(text, start)
+    rank = _BY_FIELDS if _holds_objects(text, start, fields) else _FIRST
+    return _Found(rank, start + 1), end
+
+
+def _in_object(
+    text: str, start: int, key: str, fields: Set[str], levels: int
+) -> tuple[_Found | None, int]:
+    members, end, closed = _members(text, start)
+    lists = [(name, at) for name, at in members if text[at : at + 1] == "["]
+    objects = [(name, at) for name, at in members if text[at : at + 1] == "{"]
+    for name, at in lists:
+        if name.casefold() == key:
+            return _Found(_BY_KEY, at + 1), end
+    for name, at in objects if levels else ():
+        inner, _ = _in_object(text, at, key, fields, levels - 1)
+        if inner and (inner.rank == _BY_KEY or (inner.rank == _ALONE and name.casefold() == key)):
+            return inner, end
+    for _, at in lists:
+        if _holds_objects(text, at, fields):
+            return _Found(_BY_FIELDS, at + 1), end
+    if lists and (closed or not key):
+        return _Found(_FIRST, lists[0][1] + 1), end
+    if closed and fields and fields <= {name for name, _ in members}:
+        return _Found(_ALONE, start), end
+    return None, end
+
+
+def _members(text: str, start: int) -> tuple[list[tuple[str, int]], int, bool]:
+    """Names and positions of an object's values; its end, and whether it has one."""
+    members: list[tuple[str, int]] = []
+    at = _skip(text, start + 1)
     while True:
+        name, at = _value(text, at)
         at = _skip(text, at)
-        key, at = _value(text, at)
-        if not isinstance(key, str) or text[_skip(text, at) : _skip(text, at) + 1] != ":":
-            return None
-        at = _skip(text, _skip(text, at) + 1)
-        if text[at : at + 1] == "[":
-            return at + 1
-        _, at = _value(text, at)
+        if not isinstance(name, str) or text[at : at + 1] != ":":
+            return members, len(text), False
+        at = _skip(text, at + 1)
+        members.append((name, at))
+        value, at = _value(text, at)
         at = _skip(text, at)
-        if text[at : at + 1] != ",":
-            return None
-        at += 1
+        if value is _NOTHING or text[at : at + 1] not in (",", "}"):
+            return members, len(text), False
+        if text[at] == "}":
+            return members, at + 1, True
+        at = _skip(text, at + 1)
+
+
+def _holds_objects(text: str, start: int, fields: Set[str]) -> bool:
+    """Whether the first item of a list is an object with these fields."""
+    value, _ = _value(text, _skip(text, start + 1))
+    return bool(fields) and isinstance(value, dict) and fields <= value.keys()
+
+
+def _objects(text: str, at: int, fields: Set[str]) -> tuple[list[Any], bool]:
+    """Objects one after the other, as far as they can be read and have the fields."""
+    items: list[Any] = []
+    while text[at : at + 1] == "{":
+        value, at = _value(text, at)
+        if not isinstance(value, dict) or not fields <= value.keys():
+            return items, False
+        items.append(_sound(value))
+        at = _skip(text, at)
+        at = _skip(text, at + 1) if text[at : at + 1] == "," else at
+    return items, True
 
 
 def _items(text: str, start: int) -> tuple[list[Any], bool]:
@@ -124,11 +187,16 @@ def _skip(text: str, at: int) -> int:
 
 
 def _sound(value: Any) -> Any:
-    """The value with lone surrogates, which no file can hold, replaced."""
+    """The value without lone surrogates: halves of an emoji, which no file can hold."""
     if isinstance(value, str):
-        return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+        return without_halves(value)
     if isinstance(value, list):
         return [_sound(item) for item in value]
     if isinstance(value, dict):
         return {_sound(key): _sound(item) for key, item in value.items()}
     return value
+
+
+def without_halves(text: str) -> str:
+    """The text without lone surrogates."""
+    return text if text.isascii() else _LONE_SURROGATE.sub("", text)

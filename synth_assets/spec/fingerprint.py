@@ -37,7 +37,7 @@ REVISIONS: dict[str, int] = {
     "imported": 1,
     "seeds": 1,
     "plan": 2,
-    "candidates": 1,
+    "candidates": 2,
     "synthetic": 1,
     "blend": 1,
     "split": 1,

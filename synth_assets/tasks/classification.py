@@ -212,7 +212,11 @@ class Classification:
         }
 
     def read_item(self, item: object, *, stratum: str) -> dict[str, str] | None:
-        text = item.get("text") if isinstance(item, dict) else item
+        text = item
+        if isinstance(item, dict):
+            # Asked for one text an item, some models give its member another name.
+            texts = [value for value in item.values() if isinstance(value, str)]
+            text = item["text"] if "text" in item else texts[0] if len(texts) == 1 else None
         if not isinstance(text, str):
             return None
         return {"text": " ".join(text.split()), "label": stratum}

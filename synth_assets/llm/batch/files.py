@@ -8,6 +8,7 @@ has its members sorted; the order of a schema's properties, which shapes the ans
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from synth_assets.llm.identity import Kind, Request
 URLS: Final[dict[Kind, str]] = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
 # Everything of a line but its body, generously.
 LINE_BYTES: Final = 256
+_ANY_HALF: Final = re.compile("[\ud800-\udfff]")
+# Those that are no bad byte, which is read as U+DC80 to U+DCFF.
+_HALF_EMOJI: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _SCHEMAS_IN: Final = ("response_format", "tools", "functions")
 
 
@@ -92,8 +96,8 @@ def _result(line: bytes) -> Result | None:
     response = parsed.get("response")
     if isinstance(response, dict) and type(response.get("status_code")) is int:
         body = response.get("body")
-        raw = orjson.dumps(body) if clean else _with_raw_bytes(body)
-        return None if raw is None else Result(name, response["status_code"], raw)
+        raw = orjson.dumps(body) if clean else _with_raw_bytes(body, line)
+        return Result(name, response["status_code"], raw)
     error = parsed.get("error")
     error = error if isinstance(error, dict) else {}
     code, message = (str(error.get(key) or "") for key in ("code", "message"))
@@ -112,12 +116,23 @@ def _parsed(line: bytes) -> tuple[Any, bool]:
         return None, False
 
 
-def _with_raw_bytes(body: Any) -> bytes | None:
-    """The body with its bad bytes as they were: a paid answer, to be known as malformed."""
+def _with_raw_bytes(body: Any, line: bytes) -> bytes:
+    """The body with its bad bytes as they were: a paid answer, to be known as malformed.
+
+    Half an emoji, which is escaped in the line, is escaped again.
+    """
+    written = json.dumps(body, ensure_ascii=False)
+    halves = _HALF_EMOJI if _has_bad_bytes(line) else _ANY_HALF
+    escaped = halves.sub(lambda half: f"\\u{ord(half[0]):04x}", written)
+    return escaped.encode("utf-8", "surrogateescape")
+
+
+def _has_bad_bytes(line: bytes) -> bool:
     try:
-        return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return None
+        line.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _put_in_order(value: Any, orders: Iterator[list[str]]) -> None:

@@ -274,7 +274,7 @@ class Keeper:
             return Failure(ErrorKind.TRANSIENT, detail, code=result.code)
         if not 200 <= result.status < 300:
             return failure_of_status(result.status, {}, body, now_s=time.time())
-        parts = decoded(request.kind, body)
+        parts = decoded(request.kind, body, request.body)
         if parts is None:
             return not_an_answer(body)
         return Bought(body, parts, result.status, 1, row.created_at, 0.0)

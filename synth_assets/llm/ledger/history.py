@@ -124,7 +124,7 @@ def _busy_s(calls: Iterable[PastCall]) -> float:
 def _read(rows: Iterable[Sequence[Any]]) -> Iterator[PastCall]:
     for request, response, prompt_tokens, completion_tokens, started_at, latency_ms in rows:
         asked = orjson.loads(request)
-        parts = decoded(asked["kind"], bytes(response))
+        parts = decoded(asked["kind"], bytes(response), asked["body"])
         if parts is None:
             continue
         texts = prompt_texts(asked["body"])
