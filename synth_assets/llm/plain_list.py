@@ -198,7 +198,8 @@ def _of_level(
     if len(outer) == 1 and outer[0] is first and not first.is_title and len(inner) != rows:
         # The answer was stripped, and so was the indentation of its first line only.
         return [*outer, *inner]
-    if len(outer) == rows:
+    grouped = all(line.rest.endswith((":", "\uff1a")) for line in outer)
+    if len(outer) == rows and not (grouped and len(inner) >= len(outer)):
         return outer
     if len(inner) == rows or all(line.is_title for line in outer):
         return inner

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from tests.openai_server.answers import repeated_first
+from tests.openai_server.quirks import QUIRKS
 
 Kind = Literal[
     "status",  # an HTTP error with the OpenAI error body
@@ -33,6 +34,7 @@ Kind = Literal[
     "lost_answer",  # carried out and billed; a reset after ``seconds`` instead of the answer
     "unknown_fields",  # a good answer with fields nobody knows
     "wrong_usage",  # a good answer with a missing or absurd usage
+    "quirk",  # the rows said as ``message``, a name in ``quirks.QUIRKS``, says them
 ]
 
 
@@ -129,7 +131,9 @@ def spoil(answer: dict[str, Any], action: FaultAction) -> dict[str, Any]:
     if edit:
         for choice in answer["choices"]:
             edit(choice, action)
-    if action.kind == "unknown_fields":
+    if action.kind == "quirk":
+        QUIRKS[action.message](answer)
+    elif action.kind == "unknown_fields":
         answer |= {"service_tier": "unheard-of", "x_trace": {"hops": [1, 2], "note": None}}
         answer["choices"][0]["x_score"] = 0.5
     elif action.kind == "wrong_usage":

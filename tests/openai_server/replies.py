@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import orjson
 
-from tests.openai_server import answers, faults
+from tests.openai_server import answers, faults, quirks
 from tests.openai_server.faults import FaultAction, RequestInfo
 from tests.openai_server.state import ServerState, identity_of
 
 # Faults that leave the answer as good as it was.
-HARMLESS = frozenset({"slow_body", "unknown_fields", "wrong_usage", "same_answer"})
+HARMLESS = frozenset({"slow_body", "unknown_fields", "wrong_usage", "same_answer", "quirk"})
 _CONTENT_MARKS = (b'"arguments":"', b'"content":"', b'"text":"')
 
 
@@ -46,7 +46,7 @@ def made(state: ServerState, info: RequestInfo, action: FaultAction | None) -> b
         seeded_by="0" * 64 if same else info.identity,
         default_rows=state.default_rows,
     )
-    raw = orjson.dumps(faults.spoil(answer, action) if action else answer)
+    raw = quirks.on_the_wire(orjson.dumps(faults.spoil(answer, action) if action else answer))
     if kind == "invalid_utf8":
         raw = _with_bad_bytes(raw)
     if kind not in ("broken_body", "lost_answer"):
