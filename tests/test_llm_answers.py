@@ -176,6 +176,7 @@ def test_thinking_goes_whatever_its_marks_are(marks: tuple[str, str], after: str
     [
         ("Okay, a list.\n- a draft\n</think>\n\n- a\n- b", "- a\n- b"),
         ("Okay, a list.</think>- a\n- b", "- a\n- b"),
+        ('Okay. </think> {"rows": []}', '{"rows": []}'),
         ("<think>\n\n</think>\n\n- a", "- a"),
         ("<think>x</think>\n<think>y\n</think>\n- a", "- a"),
         ("- a\n<think>\n- more?\n</think>\n- b", "- a\n\n- b"),

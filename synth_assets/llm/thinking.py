@@ -69,6 +69,8 @@ _GRANITE: Final = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _DOCUMENT: Final = re.compile(r'\s*(\{\s*["}]|\[\s*[\[{"\]])')
+# A document or an item that begins after a mark on its line.
+_BEGINS: Final = re.compile(r'\s*(?:\{\s*"|\[\s*[{"]|(?:[-*\u2022]|\d{1,3}[.)])\s+\S)')
 _DECODER: Final = json.JSONDecoder(strict=False)
 # No answer has more; a text made of marks would take minutes.
 MOST_MARKS: Final = 1_000
@@ -184,7 +186,7 @@ def _mentioned(text: str, mark: re.Match[str]) -> bool:
 
 def _ends(before: str, after: str) -> bool:
     """Whether a closing mark inside a line ends thinking, or is a word of the line."""
-    if not before.strip():
+    if not before.strip() or _BEGINS.match(after):
         return True
     if _LIST_MARK.match(before):
         return not after.strip() and not before[-1:].isspace()
