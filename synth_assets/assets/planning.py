@@ -13,7 +13,7 @@ from synth_assets.assets.checks import leak_check
 from synth_assets.assets.failures import shown_to_user
 from synth_assets.assets.stages import check, key, tables
 from synth_assets.assets.workbench import Workbench
-from synth_assets.errors import SynthError
+from synth_assets.errors import SpecError, SynthError
 from synth_assets.lifecycle.diversity import select_diverse
 from synth_assets.lifecycle.leakage import leaks, prompt_leaks
 from synth_assets.lifecycle.plan import PlanRules, balance_to_largest, fill_share, make_plan
@@ -22,6 +22,7 @@ from synth_assets.lifecycle.seats import Seats, seated
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
 from synth_assets.spec.model import AtLeastTarget, BalanceTarget, CountsTarget
+from synth_assets.spec.prompt import PromptError, Trial
 from synth_assets.store.erasures import Log
 from synth_assets.tasks import task_for
 
@@ -166,7 +167,11 @@ def rows_wanted(dataset: Dataset, human_train: pl.DataFrame) -> dict[str, int]:
 
 
 def plan_calls(dataset: Dataset, seeds: pl.DataFrame, wanted: Mapping[str, int]) -> pl.DataFrame:
-    """The plan's table for the declared prompt and attributes."""
+    """The plan's table for the declared prompt and attributes.
+
+    Raises:
+        SpecError: a prompt that cannot be rendered for some call, or is empty.
+    """
     task, spec = task_for(dataset.spec), dataset.spec
     strata = sorted(wanted)
 
@@ -176,15 +181,13 @@ def plan_calls(dataset: Dataset, seeds: pl.DataFrame, wanted: Mapping[str, int])
         rows: int,
         attributes: Mapping[str, str],
     ) -> str:
-        return dataset.prompt.render(
-            task.prompt_variables(
-                stratum=stratum,
-                examples=examples,
-                rows=rows,
-                attributes=attributes,
-                strata=strata,
-            )
+        variables = task.prompt_variables(
+            stratum=stratum, examples=examples, rows=rows, attributes=attributes, strata=strata
         )
+        try:
+            return dataset.prompt.render(Trial(task.told(stratum, len(examples)), variables))
+        except PromptError as error:
+            raise SpecError(dataset.name, [error.problem]) from None
 
     rules = PlanRules(
         rows_per_call=spec.generate.rows_per_call,

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from synth_assets.errors import SpecError, SpecProblem, UsageError, shown
 from synth_assets.spec.model import DatasetSpec
-from synth_assets.spec.prompt import PromptTemplate
+from synth_assets.spec.prompt import PromptTemplate, Trial
 from synth_assets.tasks import task_for
 
 DEFS_FILE = "defs.yaml"
@@ -198,8 +198,12 @@ def _with_files(name: str, folder: Path, spec: DatasetSpec, positions: _Position
     except (OSError, UnicodeDecodeError) as error:
         problems.append(SpecProblem(str(prompt_file), 1, "", f"cannot be read: {error}"))
     else:
-        first = {key: values[0] for key, values in spec.generate.attributes.items()}
-        problems.extend(prompt.problems(task.example_variables(first)))
+        trials = task.trials(
+            rows=spec.generate.rows_per_call,
+            seeds_per_call=spec.generate.seeds_per_call,
+            attributes=spec.generate.attributes,
+        )
+        problems.extend(prompt.problems(Trial(*trial) for trial in trials))
     seeds, seed_problems = _read_seeds(folder, spec, positions)
     problems.extend(seed_problems)
     if problems:

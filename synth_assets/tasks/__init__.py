@@ -5,7 +5,7 @@ Stages never ask which task they serve: they call these methods and name no colu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -56,8 +56,17 @@ class Task(Protocol):
     def read_human(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Raw rows -> (payload + source + source_row + group_key columns, rejects with reasons)."""
 
-    def example_variables(self, attributes: Mapping[str, str]) -> dict[str, Any]:
-        """Every template variable with a plausible value, to try a prompt on."""
+    def trials(
+        self, *, rows: int, seeds_per_call: int, attributes: Mapping[str, Sequence[str]]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Template variables to try a prompt on, each with a word for what they stand for.
+
+        Every declared stratum with no example, with one and with as many as a call may show, and
+        every value of every attribute.
+        """
+
+    def told(self, stratum: str, examples: int) -> str:
+        """What a prompt is for, in words: ``label 'a' with 2 examples``."""
 
     def prompt_variables(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -131,15 +131,29 @@ class Classification:
 
     # --- prompts ----------------------------------------------------------------------------
 
-    def example_variables(self, attributes: Mapping[str, str]) -> dict[str, Any]:
-        label = next(iter(self.labels or {"label": ""}))
-        return self.prompt_variables(
-            stratum=label,
-            examples=[{"text": "an example", "label": label}] * 2,
-            rows=8,
-            attributes=attributes,
-            strata=[label, "another"],
-        )
+    def trials(
+        self, *, rows: int, seeds_per_call: int, attributes: Mapping[str, Sequence[str]]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        strata = list(self.labels or ("label", "another"))
+        first = {name: values[0] for name, values in attributes.items()}
+        counts = sorted({0, min(1, seeds_per_call), seeds_per_call})
+        whole = [(label, count, first, "") for label in strata for count in counts]
+        whole += [
+            (strata[0], seeds_per_call, first | {name: value}, f", {name} {shown(value)}")
+            for name, values in attributes.items()
+            for value in values[1:]
+        ]
+        for label, count, chosen, more in whole:
+            examples = [{"text": f"an example {n}", "label": label} for n in range(count)]
+            yield (
+                self.told(label, count) + more,
+                self.prompt_variables(
+                    stratum=label, examples=examples, rows=rows, attributes=chosen, strata=strata
+                ),
+            )
+
+    def told(self, stratum: str, examples: int) -> str:
+        return f"label {shown(stratum)} with {examples} example{'s' * (examples != 1)}"
 
     def prompt_variables(
         self,
