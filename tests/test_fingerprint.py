@@ -78,6 +78,7 @@ OTHER: dict[str, Any] = {
     "source.params": {"q": 2},
     "seeds.file": "other.jsonl",
     "seeds.strategy": "random",
+    "validate.same_text": "words",
     "human.limit_train": 7,
     "generate.target.balance": None,
     "generate.attributes": {"tone": ["angry"]},

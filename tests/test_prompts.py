@@ -272,7 +272,7 @@ ENDLESS = [
         ]
     ),
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "{% macro m(n) %}{% if n > 0 %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "{% macro m(n) %}{% if n > 0 %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "{% for x in [[1, 2]] recursive %}{{ loop([[1, 2], [3, 4]]) }}{% endfor %}",
     "{% set b = range(100000)|list %}{% for a in b %}{% if 'x' in b %}{% endif %}{% endfor %}",
     "{% set b = range(100000)|list %}{% for a in b %}{% if b == b[:] %}{% endif %}{% endfor %}",

@@ -143,7 +143,11 @@ def _sides(dataset: Dataset) -> dg.AssetsDefinition:
             key(dataset, "holdout"), human_rows(task.payload, allowed, ["holdout"]), parts.holdout
         )
         found = leaks(
-            parts.human_train, parts.holdout, text=task.text, threshold=rules.decontaminate
+            parts.human_train,
+            parts.holdout,
+            text=task.text,
+            threshold=rules.decontaminate,
+            stratum=task.stratum,
         )
         shared = group_overlap(parts.human_train, parts.holdout, group="group")
         yield evidence.result(

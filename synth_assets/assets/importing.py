@@ -60,6 +60,7 @@ def _imported(dataset: Dataset) -> dg.AssetsDefinition:
             validation=human_train.filter(pl.col("split") == "validation"),
             text=task.text,
             threshold=dataset.spec.validation.decontaminate,
+            stratum=task.stratum,
         )
         with shown_to_user():
             parts = [

@@ -36,10 +36,17 @@ def plan_checks(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
     task, threshold = task_for(dataset.spec), dataset.spec.validation.decontaminate
 
     def in_seeds(seeds: pl.DataFrame, unseen: pl.DataFrame) -> pl.DataFrame:
-        return leaks(seeds, unseen, text=task.text, threshold=threshold)
+        return leaks(seeds, unseen, text=task.text, threshold=threshold, stratum=task.stratum)
 
     def in_prompts(plan: pl.DataFrame, unseen: pl.DataFrame) -> pl.DataFrame:
-        return prompt_leaks(plan["prompt"], unseen, text=task.text, threshold=threshold)
+        return prompt_leaks(
+            plan["prompt"],
+            unseen,
+            text=task.text,
+            threshold=threshold,
+            labels=plan["cell"],
+            stratum=task.stratum,
+        )
 
     return [
         leak_check(dataset, "seeds", "No unseen row, nor a near-copy, is a seed.", in_seeds),

@@ -31,7 +31,7 @@ def product_checks(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
 
     def found(rows: pl.DataFrame, unseen: pl.DataFrame) -> pl.DataFrame:
         held_out = unseen.filter(pl.col("split") == "holdout")
-        return leaks(rows, held_out, text=task.text, threshold=threshold)
+        return leaks(rows, held_out, text=task.text, threshold=threshold, stratum=task.stratum)
 
     return [
         leak_check(dataset, split, "No holdout row, nor a near-copy.", found)

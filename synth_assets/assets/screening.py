@@ -21,7 +21,7 @@ def references(human_train: pl.DataFrame, holdout: pl.DataFrame) -> References:
 
 def screen_rules(dataset: Dataset) -> ScreenRules:
     declared = dataset.spec.validation
-    return ScreenRules(declared.near_duplicate, declared.decontaminate)
+    return ScreenRules(declared.near_duplicate, declared.decontaminate, declared.same_text)
 
 
 def import_candidates(

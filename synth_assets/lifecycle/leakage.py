@@ -4,6 +4,12 @@ Three questions, each a table that is empty when all is well: is a training row 
 row, or does it contain one (`leaks`), does a prompt show one (`prompt_leaks`), do groups such as
 one machine's records stand on both sides of a partition (`group_overlap`).
 
+Texts are compared by their words only: in doubt, a row is a copy. Where labels are known, a text
+that is like a holdout text of another label is a copy only under the stricter rule of
+``similarity``: opposites differ in one word, and training on a row of another label makes no model
+look better on the holdout than it is. The same text, or one that contains it, is found whatever
+the labels.
+
 Limits: a holdout text that is rewritten in other words is not found; neither is one that is
 shorter than 20 characters, or edited, in the middle of a longer line.
 """
@@ -39,23 +45,38 @@ PROMPT_LEAKS = pl.Schema(
 
 
 def leaks(
-    rows: pl.DataFrame, holdout: pl.DataFrame, *, text: str = "text", threshold: float
+    rows: pl.DataFrame,
+    holdout: pl.DataFrame,
+    *,
+    text: str = "text",
+    threshold: float,
+    stratum: str | None = None,
 ) -> pl.DataFrame:
     """The rows whose text is like a holdout row's, or contains one: see ``copies``.
 
-    Both frames have `record_id` (String) and `text` (String). Returns `record_id`, `holdout_id`,
+    Both frames have `record_id` (String), `text` (String) and the label `stratum`, if it is named.
+    Returns `record_id`, `holdout_id`,
     `kind` and `similarity` (Float64), ordered by `record_id`.
 
     Raises `UsageError` for a missing column or a threshold outside (0, 1].
     """
-    _need(rows, "record_id", text)
-    found = copies(rows[text], holdout, text=text, threshold=threshold)
+    _need(rows, "record_id", text, *([stratum] if stratum else []))
+    labels = rows[stratum] if stratum else None
+    found = copies(
+        rows[text], holdout, text=text, threshold=threshold, labels=labels, stratum=stratum
+    )
     ids = rows["record_id"].cast(pl.String)[found["row"]].alias("record_id")
     return found.select(ids, "holdout_id", "kind", "similarity").sort("record_id")
 
 
 def copies(
-    texts: pl.Series, holdout: pl.DataFrame, *, text: str = "text", threshold: float
+    texts: pl.Series,
+    holdout: pl.DataFrame,
+    *,
+    text: str = "text",
+    threshold: float,
+    labels: pl.Series | None = None,
+    stratum: str | None = None,
 ) -> pl.DataFrame:
     """The texts that would carry a holdout text along, at most one finding each.
 
@@ -63,21 +84,52 @@ def copies(
     and `threshold` are those of `similarity.near_copies`); it `contains` one when a prompt that
     shows it would (`prompt_leaks`): the holdout text is a line of it, or stands inside it.
 
+    `labels` are those of the texts (null: not known), `stratum` is the column of the holdout's.
+
     Returns `row` (UInt32, index into `texts`), `holdout_id` (the most similar; the lowest id among
-    equals), `kind` and `similarity` (Float64), ordered by `row`.
+    equals), `kind`, `similarity` (Float64) and `other_label` (String: that of the holdout row,
+    where it is another), ordered by `row`.
     """
-    known = _by_id(holdout, text)
-    near = near_copies(texts, known[text], threshold=threshold)
+    known = _by_id(holdout, text, stratum)
+    near = near_copies(
+        texts,
+        known["text"],
+        threshold=threshold,
+        labels=labels,
+        reference_labels=known["label"],
+    )
     alike = near.select(
         "row",
         known["record_id"][near["match"]].alias("holdout_id"),
         pl.lit("near_copy").alias("kind"),
         "similarity",
     )
-    shown = prompt_leaks(texts, holdout, text=text, threshold=threshold).select(
+    shown = prompt_leaks(
+        texts, holdout, text=text, threshold=threshold, labels=labels, stratum=stratum
+    ).select(
         pl.col("prompt").alias("row"), "holdout_id", pl.lit("contains").alias("kind"), "similarity"
     )
-    return pl.concat([alike, shown]).unique("row", keep="first", maintain_order=True).sort("row")
+    found = pl.concat([alike, shown]).unique("row", keep="first", maintain_order=True).sort("row")
+    own = pl.Series([None] * len(texts), dtype=pl.String) if labels is None else labels
+    return found.with_columns(
+        other_label(own.cast(pl.String).gather(found["row"]), found["holdout_id"], known)
+    )
+
+
+def other_label(own: pl.Series, matches: pl.Series, known: pl.DataFrame) -> pl.Series:
+    """`other_label`: the label of each matched row (`known`: record_id, label), where not `own`."""
+    ids = matches.to_frame("record_id")
+    theirs = ids.join(known.unique("record_id"), on="record_id", how="left", maintain_order="left")
+    told = pl.when(pl.col("label") != pl.col("own")).then("label")
+    pair = pl.DataFrame({"own": own, "label": theirs["label"]})
+    return pair.select(told.alias("other_label")).to_series()
+
+
+def detail_of(finding: str = "similarity") -> pl.Expr:
+    """How alike (the column `finding`), to which row, and its label if that is another."""
+    said = pl.format(", which has another label: {}", "other_label").fill_null("")
+    alike = pl.col(finding).round(3) if finding == "similarity" else pl.col(finding)
+    return pl.format("{} of {}{}", alike, "holdout_id", said)
 
 
 def reason_of(name: str) -> pl.Expr:
@@ -87,14 +139,21 @@ def reason_of(name: str) -> pl.Expr:
 
 
 def prompt_leaks(
-    prompts: pl.Series, holdout: pl.DataFrame, *, text: str = "text", threshold: float
+    prompts: pl.Series,
+    holdout: pl.DataFrame,
+    *,
+    text: str = "text",
+    threshold: float,
+    labels: pl.Series | None = None,
+    stratum: str | None = None,
 ) -> pl.DataFrame:
     """The holdout rows that prompts show.
 
     A prompt shows one when a line of it is similar to the holdout text, with or without its list
     mark ("- ", "12. ") and field name ("Text: "); or when the holdout text, if it has 20
     normalised characters or more, stands in the normalised prompt at word boundaries, across lines
-    too.
+    too. `labels` are what the prompts ask for (null: not known), `stratum` is the column of the
+    holdout's.
 
     Returns one row per prompt and holdout row, ordered by them: `prompt` (UInt32, index into
     `prompts`), `holdout_id` (String; the lowest of several with one normalised text), `kind`
@@ -104,12 +163,16 @@ def prompt_leaks(
 
     Raises `UsageError` for a missing column or a threshold outside (0, 1].
     """
-    known = _by_id(holdout, text)
-    numbered = pl.DataFrame({"text": prompts.cast(pl.String)}).with_row_index("prompt")
+    known = _by_id(holdout, text, stratum)
+    asked = pl.Series([None] * len(prompts), dtype=pl.String) if labels is None else labels
+    numbered = pl.DataFrame(
+        {"text": prompts.cast(pl.String), "label": asked.cast(pl.String)}
+    ).with_row_index("prompt")
     # The same prompt is sent many times (several samples): look at each once.
-    each = numbered.drop_nulls().group_by("text").agg("prompt").with_row_index("each")
-    lines = _shown_lines(each, known.rename({text: "text"}), threshold)
-    inside = _shown_inside(each, known.rename({text: "text"}))
+    each = numbered.drop_nulls("text").group_by("text", "label").agg("prompt")
+    each = each.with_row_index("each")
+    lines = _shown_lines(each, known, threshold)
+    inside = _shown_inside(each, known)
     found = pl.concat([lines, inside]).unique(
         ["each", "holdout_id"], keep="first", maintain_order=True
     )
@@ -138,17 +201,18 @@ def group_overlap(left: pl.DataFrame, right: pl.DataFrame, *, group: str) -> pl.
 def _shown_lines(each: pl.DataFrame, known: pl.DataFrame, threshold: float) -> pl.DataFrame:
     """`each`, `holdout_id`, `kind`, `similarity`, `excerpt`: best line per prompt and holdout."""
     lines = (
-        each.select("each", line=pl.col("text").str.replace_all(_LINE_BREAK, "\n").str.split("\n"))
+        each.select(
+            "each", "label", line=pl.col("text").str.replace_all(_LINE_BREAK, "\n").str.split("\n")
+        )
         .explode("line")
         .with_columns(pl.col("line").str.strip_chars())
         .filter(pl.col("line") != "")
     )
     bare = pl.col("line").str.replace(_LIST_MARK, "")
-    unique = lines.select(pl.col("line").unique(maintain_order=True))
     readings = (
-        unique.select(
-            "line", reading=pl.concat_list("line", bare, bare.str.replace(_FIELD_NAME, ""))
-        )
+        lines.select("line", "label")
+        .unique(maintain_order=True)
+        .with_columns(reading=pl.concat_list("line", bare, bare.str.replace(_FIELD_NAME, "")))
         .explode("reading")
         .unique(maintain_order=True)
     )
@@ -156,7 +220,7 @@ def _shown_lines(each: pl.DataFrame, known: pl.DataFrame, threshold: float) -> p
     if not parts:
         parts = [_near_readings(readings, known, threshold)]
     return (
-        lines.join(pl.concat(parts), on="line")
+        lines.join(pl.concat(parts), on=["line", "label"], nulls_equal=True)
         .sort("each", "holdout_id", "similarity", "line", descending=[False, False, True, False])
         .unique(["each", "holdout_id"], keep="first", maintain_order=True)
         .select(
@@ -170,10 +234,17 @@ def _shown_lines(each: pl.DataFrame, known: pl.DataFrame, threshold: float) -> p
 
 
 def _near_readings(readings: pl.DataFrame, known: pl.DataFrame, threshold: float) -> pl.DataFrame:
-    found = near_copies(readings["reading"], known["text"], threshold=threshold)
+    found = near_copies(
+        readings["reading"],
+        known["text"],
+        threshold=threshold,
+        labels=readings["label"],
+        reference_labels=known["label"],
+    )
     return pl.DataFrame(
         {
             "line": readings["line"][found["row"]],
+            "label": readings["label"][found["row"]],
             "holdout_id": known["record_id"][found["match"]],
             "similarity": found["similarity"],
         }
@@ -211,10 +282,15 @@ def _shown_inside(each: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _by_id(holdout: pl.DataFrame, text: str) -> pl.DataFrame:
-    """`record_id` and the text, ordered by id: of equal matches the lowest id is named."""
-    _need(holdout, "record_id", text)
-    return holdout.select(pl.col("record_id").cast(pl.String), text).sort("record_id")
+def _by_id(holdout: pl.DataFrame, text: str, stratum: str | None) -> pl.DataFrame:
+    """`record_id`, `text`, `label`, ordered by id: of equal matches the lowest id is named."""
+    _need(holdout, "record_id", text, *([stratum] if stratum else []))
+    label = pl.col(stratum) if stratum else pl.lit(None)
+    return holdout.select(
+        pl.col("record_id").cast(pl.String),
+        pl.col(text).alias("text"),
+        label.cast(pl.String).alias("label"),
+    ).sort("record_id")
 
 
 def _need(frame: pl.DataFrame, *columns: str) -> None:

@@ -29,7 +29,9 @@ class HumanRows:
     ``ids``: source rows by declared id, usable or not (schema ``IDS``; group null where none is
     declared). ``rows``: usable rows (record_id, group, the text column). ``holdout`` and
     ``validation``: those of them that stay unseen. ``text``: the text column's name;
-    ``threshold``: Jaccard similarity from which a text is like an unseen one.
+    ``threshold``: Jaccard similarity from which a text is like an unseen one; ``stratum``: the
+    column of the label, so that a training row that is the opposite of an unseen one may be a
+    parent, as it may be trained on.
     """
 
     ids: pl.DataFrame
@@ -38,6 +40,7 @@ class HumanRows:
     validation: pl.DataFrame
     text: str
     threshold: float
+    stratum: str | None = None
 
 
 def whole_cells(cells: pl.Series, human: HumanRows) -> pl.Series:
@@ -121,11 +124,32 @@ def _found(parents: pl.DataFrame, human: HumanRows) -> pl.DataFrame:
     return found.filter(first).drop("way").unique().sort("parent", "text", "group")
 
 
+def _labels(texts: pl.Series, human: HumanRows) -> pl.Series:
+    """The label of the human rows with each text; null when there is no such row, or several."""
+    if human.stratum is None:
+        return pl.Series([None] * len(texts), dtype=pl.String)
+    known = (
+        human.rows.select(key=normalise(pl.col(human.text)), label=human.stratum)
+        .group_by("key")
+        .agg(pl.when(pl.col("label").n_unique() == 1).then(pl.col("label").first()))
+    )
+    asked = pl.DataFrame({"text": texts}).select(key=normalise(pl.col("text")))
+    return asked.join(known, on="key", how="left", maintain_order="left")["label"]
+
+
 def _refused(found: pl.DataFrame, human: HumanRows) -> pl.DataFrame:
     """parent, problem, problem_detail of the parents that lead to an unseen row."""
     parts = []
+    labels = _labels(found["text"], human)
     for name, unseen in (("holdout", human.holdout), ("validation", human.validation)):
-        like = copies(found["text"], unseen, text=human.text, threshold=human.threshold)
+        like = copies(
+            found["text"],
+            unseen,
+            text=human.text,
+            threshold=human.threshold,
+            labels=labels,
+            stratum=human.stratum,
+        )
         parts.append(
             pl.DataFrame(
                 {

@@ -7,11 +7,12 @@ never moves another row to a different side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import polars as pl
 
-from synth_assets.lifecycle.leakage import copies, reason_of
+from synth_assets.lifecycle.leakage import copies, detail_of, reason_of
 from synth_assets.lifecycle.records import column_digests, unit
 
 
@@ -44,17 +45,17 @@ def partition(
     is validation, else training. Rows of the training side that are near-copies of a holdout row
     (Jaccard of character 5-grams >= ``decontaminate``) or contain one, and training rows that do
     so with a validation row, are set aside with a reason: hashing alone would let variants of one
-    sentence stand on both sides, and a seed carry a holdout text into a prompt.
+    sentence stand on both sides, and a seed carry a holdout text into a prompt. Short rows of two
+    labels that differ in a word are no copies (``leakage``).
     """
     sides = human.with_columns(split=_sides(human["group"], rules)).sort("record_id")
     holdout = sides.filter(pl.col("split") == "holdout")
-    validation, copies_v = _without_copies(
-        sides.filter(pl.col("split") == "validation"), holdout, rules.decontaminate, text, "holdout"
-    )
-    train, copies_h = _without_copies(
-        sides.filter(pl.col("split") == "train"), holdout, rules.decontaminate, text, "holdout"
-    )
-    train, copies_t = _without_copies(train, validation, rules.decontaminate, text, "validation")
+    train = sides.filter(pl.col("split") == "train")
+    validation = sides.filter(pl.col("split") == "validation")
+    clean = partial(_without_copies, threshold=rules.decontaminate, text=text, stratum=stratum)
+    validation, copies_v = clean(validation, holdout, name="holdout")
+    train, copies_h = clean(train, holdout, name="holdout")
+    train, copies_t = clean(train, validation, name="validation")
     train, beyond = _limited(train, rules, stratum)
     human_train = pl.concat([train, validation]).sort("record_id")
     set_aside = pl.concat([copies_v, copies_h, copies_t, beyond]).sort("record_id")
@@ -72,15 +73,23 @@ def _sides(groups: pl.Series, rules: PartitionRules) -> pl.Series:
 
 
 def _without_copies(
-    rows: pl.DataFrame, reference: pl.DataFrame, threshold: float, text: str, name: str
+    rows: pl.DataFrame,
+    reference: pl.DataFrame,
+    *,
+    threshold: float,
+    text: str,
+    stratum: str,
+    name: str,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    found = copies(rows[text], reference, text=text, threshold=threshold)
+    found = copies(
+        rows[text], reference, text=text, threshold=threshold, labels=rows[stratum], stratum=stratum
+    )
     noted = rows.with_row_index("row").join(found, on="row", how="left", maintain_order="left")
     clean = noted.filter(pl.col("kind").is_null()).select(rows.columns)
     aside = noted.filter(pl.col("kind").is_not_null()).select(
         *rows.columns,
         reason_of(name).alias("reason"),
-        pl.format("{} of {}", pl.col("similarity").round(3), "holdout_id").alias("detail"),
+        detail_of().alias("detail"),
     )
     return clean, aside
 

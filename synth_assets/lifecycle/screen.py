@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from synth_assets.lifecycle.leakage import copies, reason_of
+from synth_assets.lifecycle.leakage import copies, detail_of, other_label, reason_of
 from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.similarity import greedy_unique, near_copies
 from synth_assets.tasks import Task
+from synth_assets.text import FORMS, SameText
 
 ORDER = ("round", "cell", "ordinal", "item")
 
@@ -30,10 +31,15 @@ class References:
 
 @dataclass(frozen=True)
 class ScreenRules:
-    """Jaccard thresholds (0..1] of character 5-grams."""
+    """Jaccard thresholds (0..1] of character 5-grams.
+
+    ``same_text``: the form in which rows are compared with each other and with training rows;
+    with holdout and validation rows they are compared by their words.
+    """
 
     near_duplicate: float
     decontaminate: float
+    same_text: SameText = "signs"
 
 
 def judge(
@@ -49,7 +55,8 @@ def judge(
     ``earlier``: what this function returned for earlier batches. Reasons, first that applies: the
     answer's own problem (malformed, truncated, ...), the task's sanity rules,
     near_copy_of_ or contains_holdout, the same of validation, near_copy_of_human, near_duplicate
-    (of an earlier row), surplus (the cell has its rows).
+    (of an earlier row), surplus (the cell has its rows). ``detail`` names the row that was copied,
+    and its label if that is another. Opposites are no copies: see ``similarity``.
     """
     rows = with_record_id(candidates.sort(ORDER), task.payload, kind=task.kind)
     sanity = task.implausible(rows, references.train)
@@ -59,9 +66,8 @@ def judge(
     )
     for name, reference in (("holdout", references.holdout), ("validation", references.validation)):
         rows = _flag_unseen(rows, reference, rules.decontaminate, name, task)
-    rows = _flag_repeats_of_human(rows, references.train, rules.near_duplicate, task)
-    kept = _kept(earlier)
-    rows = _flag_repeats(rows, kept, rules.near_duplicate, task)
+    rows = _flag_repeats_of_human(rows, references.train, rules, task)
+    rows = _flag_repeats(rows, _kept(earlier), rules, task)
     return _flag_surplus(rows, accepted(earlier))
 
 
@@ -83,61 +89,81 @@ def _flag_unseen(
     rows: pl.DataFrame, reference: pl.DataFrame, threshold: float, name: str, task: Task
 ) -> pl.DataFrame:
     """Near-copies of rows that must stay unseen, and texts that contain one."""
-    open_rows = rows.with_row_index("position").filter(pl.col("reason").is_null())
-    found = copies(open_rows[task.text], reference, text=task.text, threshold=threshold)
-    reasons = found.select(reason_of(name)).to_series()
-    return _flag(rows, open_rows, found, found["holdout_id"], reasons)
+    open_rows = _open(rows)
+    found = copies(
+        open_rows[task.text],
+        reference,
+        text=task.text,
+        threshold=threshold,
+        labels=open_rows[task.stratum],
+        stratum=task.stratum,
+    )
+    return _flag(rows, open_rows, found.with_columns(reason_of(name).alias("found")))
 
 
 def _flag_repeats_of_human(
-    rows: pl.DataFrame, reference: pl.DataFrame, threshold: float, task: Task
+    rows: pl.DataFrame, reference: pl.DataFrame, rules: ScreenRules, task: Task
 ) -> pl.DataFrame:
-    open_rows = rows.with_row_index("position").filter(pl.col("reason").is_null())
-    found = near_copies(open_rows[task.text], reference[task.text], threshold=threshold)
-    matches = reference["record_id"].gather(found["match"])
-    return _flag(rows, open_rows, found, matches, _same(found, "near_copy_of_human"))
+    open_rows = _open(rows)
+    found = near_copies(
+        open_rows[task.text],
+        reference[task.text],
+        threshold=rules.near_duplicate,
+        form=FORMS[rules.same_text],
+        labels=open_rows[task.stratum],
+        reference_labels=reference[task.stratum],
+    )
+    matched = reference[found["match"]].select("record_id", label=task.stratum)
+    return _flag(
+        rows, open_rows, _told(found, open_rows, matched, "near_copy_of_human", task.stratum)
+    )
 
 
 def _flag_repeats(
-    rows: pl.DataFrame, kept: pl.DataFrame | None, threshold: float, task: Task
+    rows: pl.DataFrame, kept: pl.DataFrame | None, rules: ScreenRules, task: Task
 ) -> pl.DataFrame:
-    open_rows = rows.with_row_index("position").filter(pl.col("reason").is_null())
-    against = kept[task.text] if kept is not None and kept.height else None
-    repeats = greedy_unique(open_rows[task.text], threshold=threshold, against=against)
-    own = open_rows["record_id"]
-    old = kept["record_id"] if kept is not None else own.clear()
-    matches = pl.Series(
-        "match",
-        [
-            (own if where == "self" else old)[match]
-            for match, where in repeats.select("match", "where").iter_rows()
-        ],
-        dtype=pl.String,
+    open_rows = _open(rows)
+    old = open_rows.clear() if kept is None else kept
+    found = greedy_unique(
+        open_rows[task.text],
+        threshold=rules.near_duplicate,
+        against=old[task.text],
+        form=FORMS[rules.same_text],
+        labels=open_rows[task.stratum],
+        against_labels=old[task.stratum],
     )
-    return _flag(rows, open_rows, repeats, matches, _same(repeats, "near_duplicate"))
+    known = pl.concat(
+        side.select(pl.lit(where).alias("where"), "record_id", label=task.stratum).with_row_index(
+            "match"
+        )
+        for where, side in (("self", open_rows), ("against", old))
+    )
+    matched = found.join(known, on=["where", "match"], how="left", maintain_order="left")
+    return _flag(rows, open_rows, _told(found, open_rows, matched, "near_duplicate", task.stratum))
 
 
-def _same(found: pl.DataFrame, reason: str) -> pl.Series:
-    return pl.Series("found", [reason] * found.height, dtype=pl.String)
+def _open(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_row_index("position").filter(pl.col("reason").is_null())
 
 
-def _flag(
-    rows: pl.DataFrame,
-    open_rows: pl.DataFrame,
-    found: pl.DataFrame,
-    matches: pl.Series,
-    reasons: pl.Series,
+def _told(
+    found: pl.DataFrame, open_rows: pl.DataFrame, matched: pl.DataFrame, reason: str, stratum: str
 ) -> pl.DataFrame:
-    flags = pl.DataFrame(
-        {
-            "position": open_rows["position"].gather(found["row"]),
-            "found": reasons,
-            "why": [
-                f"{similarity:.3f} of {match}"
-                for similarity, match in zip(found["similarity"], matches, strict=True)
-            ],
-        },
-        schema_overrides={"position": pl.UInt32, "why": pl.String},
+    """``found`` as ``copies`` tells it; ``matched``: the copied row of each (record_id, label)."""
+    own = open_rows[stratum].gather(found["row"])
+    return found.select(
+        "row",
+        "similarity",
+        pl.lit(reason).alias("found"),
+        matched["record_id"].alias("holdout_id"),
+        other_label(own, matched["record_id"], matched.select("record_id", "label")),
+    )
+
+
+def _flag(rows: pl.DataFrame, open_rows: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+    alike = pl.Series("alike", [f"{one:.3f}" for one in found["similarity"]], dtype=pl.String)
+    flags = found.with_columns(alike, open_rows["position"].gather(found["row"])).select(
+        "position", "found", why=detail_of("alike")
     )
     return (
         rows.with_row_index("position")

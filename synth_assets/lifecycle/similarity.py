@@ -2,7 +2,7 @@
 
 What "similar" means, in this order:
 
-1. A text is *normalised* (`normalise`): what a reader would not call a difference is removed.
+1. A text is brought into a *form* (`synth_assets.text`): by default `normalise`, its words only.
 2. It becomes the set of its character n-grams (5 by default). Texts shorter than n are padded with
    spaces to n characters, so that each text has at least one gram and two short texts are similar
    only when they are equal.
@@ -18,6 +18,12 @@ Wang, Li, Feng 2012), so only these are joined, by a product of sparse matrices.
 is thinned by set size and by a bound on the overlap from XOR signatures (bitmap filter: Sandes,
 Teodoro, Melo 2020), and what is left is counted exactly. No filter discards a pair that qualifies.
 
+Rows may have *labels*. Opposites ("increase the volume", "decrease the volume") share most of their
+grams, so between rows of two labels similarity of grams is not enough: their words must also follow
+each other alike (`OTHER_LABEL`). With one word replaced that takes a text of 24 words; shorter ones
+are near-copies across labels only when they are the same. A row without a label is compared as one
+of the same label.
+
 Limits: the grams of all texts of one call are in memory (some 80 bytes per character at the peak,
 10 after it); candidate pairs come in blocks of bounded size. When most texts are alike, time is
 quadratic in their number for `near_copies`, which must look at each pair to name the best;
@@ -26,10 +32,11 @@ quadratic in their number for `near_copies`, which must look at each pair to nam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -49,6 +56,15 @@ GRAMS_AT_ONCE = 4_000_000
 
 # Rare grams that a pair must share before it is looked at: longer prefixes, far fewer candidates.
 WITNESSES = 3
+
+# Jaccard similarity of pairs of neighbouring words (the ends of a text count as words) from which
+# similar texts of two labels are taken for copies.
+OTHER_LABEL = Fraction(17, 20)
+
+# Scripts without spaces: each character is a word.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+
+Form = Callable[[pl.Expr], pl.Expr]
 
 # Thresholds are read to nine decimals: integer products stay far below 2**63.
 _MAX_DENOMINATOR = 10**9
@@ -148,11 +164,61 @@ class Pairs:
         return self.at(np.flatnonzero(np.diff(self.left, prepend=-1)))
 
 
+@dataclass(frozen=True)
+class Labels:
+    """The label of each set (a number; -1: none) and its text, in the form that is compared."""
+
+    codes: Ints
+    texts: pl.Series
+
+    def differ(self, left: Ints, right: Ints) -> NDArray[np.bool_]:
+        """Whether the labels are known and not the same."""
+        one, other = self.codes[left], self.codes[right]
+        differ: NDArray[np.bool_] = (one != other) & (one >= 0) & (other >= 0)
+        return differ
+
+    def kept(self, pairs: Pairs) -> Pairs:
+        """Without pairs of two labels whose words do not follow each other alike."""
+        differ = np.flatnonzero(self.differ(pairs.left, pairs.right))
+        if len(differ) == 0:
+            return pairs
+        sets, places = np.unique(
+            np.r_[pairs.left[differ], pairs.right[differ]], return_inverse=True
+        )
+        words = _word_pairs(self.texts.gather(sets))
+        left, right = np.split(places, 2)
+        shared = np.diff(words[left].multiply(words[right]).tocsr().indptr)
+        size = np.diff(words.indptr)
+        union = size[left] + size[right] - shared
+        apart = shared * OTHER_LABEL.denominator < union * OTHER_LABEL.numerator
+        return pairs.at(np.setdiff1d(np.arange(len(pairs.left)), differ[apart]))
+
+
+def _word_pairs(texts: pl.Series) -> sparse.csr_matrix:
+    """Incidence, texts x pairs of neighbouring words; the ends of a text are words, too."""
+    spaced = pl.format("\x02 {} \x03", pl.col("text").str.replace_all(_UNSPACED, " $0 "))
+    words = (
+        pl.DataFrame({"text": texts})
+        .with_row_index("row")
+        .select("row", word=spaced.str.split(" "))
+        .explode("word")
+        .filter(pl.col("word") != "")
+        .with_columns(following=pl.col("word").shift(-1).over("row"))
+        .drop_nulls()
+        .unique(["row", "word", "following"], maintain_order=True)
+        .select("row", pair=pl.struct("word", "following").rank("dense") - 1)
+    )
+    row, pair = (words[name].cast(pl.Int64).to_numpy() for name in ("row", "pair"))
+    ones = np.ones(len(row), bool)
+    return sparse.csr_matrix((ones, (row, pair)), (len(texts), int(pair.max(initial=-1)) + 1))
+
+
 class Matcher:
     """Finds the pairs of `sets` whose similarity is at least `threshold`."""
 
-    def __init__(self, sets: GramSets, threshold: float) -> None:
+    def __init__(self, sets: GramSets, threshold: float, labels: Labels | None = None) -> None:
         exact = threshold_fraction(threshold)
+        self.labels = labels
         # By the grams of both sets together: how many may be in one only. With `least` the smallest
         # whole number that satisfies shared / (both - shared) >= num / den, it is both - 2 * least.
         both = np.arange(2 * int(sets.size.max(initial=0)) + 1)
@@ -212,7 +278,8 @@ class Matcher:
         shared = self._shared(left, right, both)
         order = np.lexsort((right, left))
         order = order[(both - 2 * shared <= slack[alive])[order]]
-        return Pairs(left[order], right[order], shared[order], (both - shared)[order])
+        found = Pairs(left[order], right[order], shared[order], (both - shared)[order])
+        return found if self.labels is None else self.labels.kept(found)
 
     def _shared(self, left: Ints, right: Ints, both: Ints) -> Ints:
         shared = np.zeros(len(left), np.int64)
@@ -257,32 +324,54 @@ def _signatures(sets: GramSets) -> list[NDArray[np.uint64]]:
 
 
 def near_copies(
-    texts: pl.Series, reference: pl.Series, *, threshold: float, ngram: int = DEFAULT_NGRAM
+    texts: pl.Series,
+    reference: pl.Series,
+    *,
+    threshold: float,
+    ngram: int = DEFAULT_NGRAM,
+    form: Form = normalise,
+    labels: pl.Series | None = None,
+    reference_labels: pl.Series | None = None,
 ) -> pl.DataFrame:
     """The texts that are the same as, or similar to, a text of `reference`.
 
     Returns `row` (UInt32, index into `texts`), `match` (UInt32, index into `reference`) and
     `similarity` (Float64, at least `threshold`), one line per such text, ordered by row. The match
-    is an identical normalised text when there is one, else the most similar; the lowest index when
-    several are equally good. Null texts match nothing. Exact: no pair is missed or made up.
+    is an identical text (in `form`) when there is one, else the most similar; of several that are
+    equally good one of the same label, then the lowest index. Null texts match nothing. Exact: no
+    pair is missed or made up.
+
+    With labels (String, null: none) of both, a text is a near-copy of one of another label only if
+    their words follow each other alike: see above.
 
     Raises `UsageError` for a threshold outside (0, 1].
     """
     threshold_fraction(threshold)
-    rows, known = _normalised(texts), _first_of_each(_normalised(reference))
-    same = rows.join(known, on="text").select("row", match="first", similarity=pl.lit(1.0))
+    rows = _compared(texts, labels, form)
+    known = _first_of_each(_compared(reference, reference_labels, form))
+    differ = (pl.col("label") != pl.col("label_right")).fill_null(False)
+    same = (
+        rows.join(known, on="text")
+        .sort("row", differ, "first")
+        .unique("row", keep="first", maintain_order=True)
+        .select("row", match="first", similarity=pl.lit(1.0))
+    )
     asked = _first_of_each(rows.join(known, on="text", how="anti"))
     if asked.height == 0 or known.height == 0:
         return same.sort("row")
-    matcher = Matcher(gram_sets(pl.concat([known["text"], asked["text"]]), ngram=ngram), threshold)
+    both = pl.concat([known, asked])
+    coded = _coded(both)
+    matcher = Matcher(gram_sets(both["text"], ngram=ngram), threshold, coded)
     members = np.arange(known.height)
     queries = np.arange(known.height, known.height + asked.height)
     found: list[pl.DataFrame] = []
     for pairs in matcher.pairs(queries, matcher.index(members), members):
-        best = pairs.at(np.lexsort((pairs.right, -pairs.similarity, pairs.left))).first()
-        text, match = asked["text"][best.left - known.height], known["first"][best.right]
-        found.append(pl.DataFrame({"text": text, "match": match, "similarity": best.similarity}))
-    near = rows.join(pl.concat(found), on="text").select("row", "match", "similarity")
+        other = coded.differ(pairs.left, pairs.right)
+        best = pairs.at(np.lexsort((pairs.right, other, -pairs.similarity, pairs.left))).first()
+        one = asked[best.left - known.height].select("text", "label")
+        match = known["first"][best.right].alias("match")
+        found.append(one.with_columns(match, pl.Series("similarity", best.similarity)))
+    near = _as_rows(rows, pl.concat(found)).select("row", "match", "similarity")
     return pl.concat([same, near]).sort("row")
 
 
@@ -292,13 +381,17 @@ def greedy_unique(
     threshold: float,
     ngram: int = DEFAULT_NGRAM,
     against: pl.Series | None = None,
+    form: Form = normalise,
+    labels: pl.Series | None = None,
+    against_labels: pl.Series | None = None,
 ) -> pl.DataFrame:
     """The texts to drop, so that what is kept resembles neither itself nor `against`.
 
     Texts are judged in order: one is dropped when it is similar to any text of `against` or to an
     earlier *kept* text. Returns the dropped ones, ordered by row: `row` (UInt32), `match` (UInt32),
     `similarity` (Float64) and `where` (String): "against" with the best match in `against` (as in
-    `near_copies`), or "self" with the first kept row that is similar. Null texts are kept.
+    `near_copies`), or "self" with the first kept row that is similar. Null texts are kept. `form`
+    and labels: as in `near_copies`.
 
     Incremental: judging A and then B, with what was kept of A joined to `against`, keeps the same
     rows as judging A followed by B at once.
@@ -306,18 +399,27 @@ def greedy_unique(
     Raises `UsageError` for a threshold outside (0, 1].
     """
     outside = pl.Series([], dtype=pl.String) if against is None else against
-    taken = near_copies(texts, outside, threshold=threshold, ngram=ngram).with_columns(
-        where=pl.lit("against")
-    )
-    rows = _normalised(texts).join(taken, on="row", how="anti", maintain_order="left")
+    taken = near_copies(
+        texts,
+        outside,
+        threshold=threshold,
+        ngram=ngram,
+        form=form,
+        labels=labels,
+        reference_labels=against_labels,
+    ).with_columns(where=pl.lit("against"))
+    rows = _compared(texts, labels, form).join(taken, on="row", how="anti", maintain_order="left")
     firsts = _first_of_each(rows)
-    dropped = _settled(gram_sets(firsts["text"], ngram=ngram), threshold)
-    text, match = firsts["text"][dropped.left], firsts["first"][dropped.right]
-    near = pl.DataFrame({"text": text, "match": match, "similarity": dropped.similarity})
-    # A copy of a dropped text falls to the same kept row; a copy of a kept one, to that.
+    dropped = _settled(gram_sets(firsts["text"], ngram=ngram), threshold, _coded(firsts))
+    near = firsts[dropped.left].select(
+        "text",
+        "label",
+        firsts["first"][dropped.right].alias("match"),
+        pl.Series("similarity", dropped.similarity),
+    )
+    # A copy of a dropped row falls to the same kept row; a copy of a kept one, to that.
     own = (
-        rows.join(firsts, on="text")
-        .join(near, on="text", how="left")
+        _as_rows(_as_rows(rows, firsts), near, how="left")
         .filter(pl.col("match").is_not_null() | (pl.col("row") != pl.col("first")))
         .with_columns(pl.col("match").fill_null(pl.col("first")))
         .with_columns(pl.col("similarity").fill_null(1.0), where=pl.lit("self"))
@@ -325,9 +427,9 @@ def greedy_unique(
     return pl.concat([taken, own.select("row", "match", "similarity", "where")]).sort("row")
 
 
-def _settled(sets: GramSets, threshold: float) -> Pairs:
+def _settled(sets: GramSets, threshold: float, labels: Labels) -> Pairs:
     """For each set that is dropped (`left`), the first kept one that is similar (`right`)."""
-    matcher = Matcher(sets, threshold)
+    matcher = Matcher(sets, threshold, labels)
     drops: list[Pairs] = []
 
     def without(rows: Ints, found: list[Pairs]) -> Ints:
@@ -364,12 +466,26 @@ def _first_kept(pairs: Pairs) -> Pairs:
     return pairs.at(np.array(list(gone.values()), np.int64))
 
 
-def _normalised(texts: pl.Series) -> pl.DataFrame:
-    """`row` (UInt32) and normalised `text`, without nulls."""
-    frame = pl.DataFrame({"text": texts.cast(pl.String)})
-    return frame.with_row_index("row").with_columns(normalise(pl.col("text"))).drop_nulls("text")
+def _compared(texts: pl.Series, labels: pl.Series | None, form: Form) -> pl.DataFrame:
+    """`row` (UInt32), `text` in the form that is compared and `label`, without null texts."""
+    label = pl.lit(None, pl.String) if labels is None else labels.cast(pl.String)
+    frame = pl.DataFrame({"text": texts.cast(pl.String)}).with_columns(label.alias("label"))
+    return frame.with_row_index("row").with_columns(form(pl.col("text"))).drop_nulls("text")
 
 
 def _first_of_each(rows: pl.DataFrame) -> pl.DataFrame:
-    """`text` and the `first` row that has it, ordered by it."""
-    return rows.group_by("text").agg(first=pl.col("row").min()).sort("first")
+    """`text` and `label` and the `first` row that has both, ordered by it."""
+    return rows.group_by("text", "label").agg(first=pl.col("row").min()).sort("first")
+
+
+def _as_rows(
+    rows: pl.DataFrame, told: pl.DataFrame, *, how: Literal["inner", "left"] = "inner"
+) -> pl.DataFrame:
+    """What is told of texts and labels, for each row that has them."""
+    return rows.join(told, on=["text", "label"], how=how, nulls_equal=True)
+
+
+def _coded(rows: pl.DataFrame) -> Labels:
+    """The labels of some rows as numbers."""
+    codes = rows["label"].rank("dense").cast(pl.Int64).fill_null(-1)
+    return Labels(codes.to_numpy(), rows["text"])

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from synth_assets.spec.base import Name, Number, Strict, fail
 from synth_assets.spec.refresh import Refresh
 from synth_assets.spec.sources import AnySource, Role
+from synth_assets.text import SameText
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
 # What Dagster accepts; it would refuse anything else for the whole code location.
@@ -279,6 +280,12 @@ class Validate(Strict):
     )
     decontaminate: Annotated[Number, Field(gt=0, le=1)] = Field(
         default=0.6, description="The same against holdout and validation rows; stricter."
+    )
+    same_text: SameText = Field(
+        default="signs",
+        description="When two texts are one: `signs` if words and signs are the same (C++ is not "
+        "C#, `:)` is not `:(`), `words` if the words are, `exact` if every character is. Decides "
+        "duplicates, contradictions and what a synthetic row repeats; never leaks.",
     )
     min_chars: Annotated[int, Field(ge=1)] = 3
     max_chars: Annotated[int, Field(ge=1)] = 20_000

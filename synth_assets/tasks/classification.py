@@ -11,7 +11,7 @@ import polars as pl
 
 from synth_assets.errors import shown
 from synth_assets.tasks import Trouble
-from synth_assets.text import normalise
+from synth_assets.text import FORMS, SameText, normalise
 
 if TYPE_CHECKING:
     from synth_assets.spec.model import DatasetSpec
@@ -30,6 +30,7 @@ class Classification:
     min_chars: int = 1
     max_chars: int = 20_000
     length_slack: float = 2.0
+    same_text: SameText = "signs"
     kind: str = "classification"
     payload: tuple[str, ...] = field(default=("text", "label"))
     text: str = "text"
@@ -47,6 +48,7 @@ class Classification:
             min_chars=spec.validation.min_chars,
             max_chars=spec.validation.max_chars,
             length_slack=spec.validation.length_quantile_slack,
+            same_text=spec.validation.same_text,
         )
 
     # --- human rows -------------------------------------------------------------------------
@@ -65,8 +67,9 @@ class Classification:
 
         A row is set aside for the first reason that applies: a reader's problem, missing_text,
         too_short, too_long, missing_label, dropped_label, unknown_label, rare_label,
-        conflicting_labels (one normalised text under several labels: none is kept), duplicate
-        (the first row of the source is kept). Nothing is dropped: rows + rejects = raw.
+        conflicting_labels (one text, in the form of ``same_text``, under several labels: none is
+        kept), duplicate (the first row of the source is kept). The group of a row without one is
+        its words, whatever the form. Nothing is dropped: rows + rejects = raw.
         """
         rows = (
             raw.sort("_source", "_row")
@@ -83,7 +86,10 @@ class Classification:
                 pl.col("_problem").alias("reason"),
                 pl.col("_raw").alias("raw"),
             )
-            .with_columns(normalise(pl.col("text")).alias("normal"))
+            .with_columns(
+                normalise(pl.col("text")).alias("normal"),
+                FORMS[self.same_text](pl.col("text")).alias("same"),
+            )
             .with_columns(detail=pl.lit(None, pl.String))
         )
         found = rows["label"].drop_nulls().unique().to_list()
@@ -281,14 +287,14 @@ class Classification:
 
 def _conflicting_and_repeated(rows: pl.DataFrame) -> pl.DataFrame:
     fine = pl.col("reason").is_null()
-    labels_of_text = pl.col("label").filter(fine).n_unique().over("normal")
+    labels_of_text = pl.col("label").filter(fine).n_unique().over("same")
     rows = rows.with_columns(
         reason=pl.when(fine & (labels_of_text > 1))
         .then(pl.lit("conflicting_labels"))
         .otherwise("reason")
     )
     kept = rows.with_row_index("position").filter(pl.col("reason").is_null())
-    repeated = kept.filter(~pl.col("normal").is_first_distinct())["position"]
+    repeated = kept.filter(~pl.col("same").is_first_distinct())["position"]
     position = pl.int_range(pl.len(), dtype=pl.UInt32)
     return rows.with_columns(
         reason=pl.when(position.is_in(repeated.implode()))
