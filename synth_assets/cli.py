@@ -27,6 +27,7 @@ from synth_assets.spec.load import Dataset, dataset_named, discover, no_such_dat
 from synth_assets.terminal import as_json, clean_errors
 from synth_assets.terminal import plain as _plain
 from synth_assets.terminal import print_table as _print
+from synth_assets.terminal import print_warnings as _print_warnings
 from synth_assets.terminal import table as _table
 
 STATUS_COLOURS = {"fresh": "green", "stale": "yellow", "missing": "dim", "failed": "red"}
@@ -116,13 +117,17 @@ def status(dataset: str, as_json: bool) -> None:
     """
     with _session(dataset) as session:
         from synth_assets.refresh.told import told
+        from synth_assets.status import warnings_of
 
         stages, refresh = session.statuses(), told(session)
+        found = warnings_of(session.checks())
     if as_json:
         rows = [stage.to_dict() for stage in stages]
-        click.echo(json.dumps({"dataset": dataset, "stages": rows, "refresh": refresh.to_dict()}))
+        told_all = {"dataset": dataset, "stages": rows, "refresh": refresh.to_dict()}
+        click.echo(json.dumps({**told_all, "warnings": found}))
         return
     _print(_status_table(stages))
+    _print_warnings(found)
     click.echo(refresh.sentence())
 
 
@@ -162,6 +167,8 @@ def run(
         click.echo(progress.sentence(summary))
         if summary.evidence:
             click.echo(summary.evidence)
+        # What the contribution is worth has just been said.
+        _print_warnings([w for w in summary.warnings if not w.startswith("contribution/")])
     for problem in summary.problems:
         click.echo(problem, err=True)
     sys.exit(summary.exit_code)
@@ -185,18 +192,21 @@ def plan(dataset: str, as_json: bool) -> None:
     with _session(dataset) as session:
         summary = run_dataset(session, until=free_stages(session.dataset))
         if summary.exit_code:
+            if not as_json:
+                _print_warnings(summary.warnings)
             for problem in summary.problems:
                 click.echo(problem, err=True)
             sys.exit(summary.exit_code)
         found = forecast(session)
     if as_json:
-        click.echo(json.dumps(found.to_dict()))
+        click.echo(json.dumps({**found.to_dict(), "warnings": summary.warnings}))
         return
     table = _table("label", "rows wanted", "calls expected", "calls allowed")
     for row in found.cells:
         table.add_row(*(_plain(value) for value in row))
     _print(table)
     click.echo(found.sentence())
+    _print_warnings(summary.warnings)
 
 
 for _command in (

@@ -100,6 +100,7 @@ class Progress:
             "seconds": summary.seconds,
             "exit_code": summary.exit_code,
             "problems": summary.problems,
+            "warnings": summary.warnings,
         }
 
     def sentence(self, summary: RunSummary) -> str:

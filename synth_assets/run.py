@@ -24,6 +24,7 @@ from synth_assets.status import (
     dataset_status,
     declared_checks,
     observe_source,
+    warnings_of,
 )
 from synth_assets.store.content import ContentStore
 from synth_assets.store.io_manager import IO_MANAGER_KEY, ContentIOManager
@@ -52,6 +53,7 @@ class RunSummary:
     dataset: str
     ran: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     exit_code: int = 0
     seconds: float = 0.0
     statuses: list[StageStatus] = field(default_factory=list)
@@ -228,6 +230,8 @@ def _note_failures(result: dg.ExecuteInProcessResult, summary: RunSummary) -> No
 def _conclude(session: Session, summary: RunSummary, wanted: Collection[str]) -> None:
     summary.statuses = session.statuses()
     summary.checks = session.checks()
+    told = [c for c in summary.checks if (c.stage, c.name) not in INCOMPLETE_CHECKS]
+    summary.warnings = warnings_of([c for c in told if c.stage in wanted])
     for check in summary.checks:
         incomplete = (check.stage, check.name) in INCOMPLETE_CHECKS
         if check.passed or check.stage not in wanted or not (check.blocking or incomplete):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,7 +19,7 @@ from dagster._core.storage.asset_check_execution_record import (
 )
 from dagster._core.storage.event_log.base import AssetEntry, AssetRecord
 
-from synth_assets.assets.stages import SOURCE, key, sources_of, stages_of, step_name
+from synth_assets.assets.stages import SOURCE, STAGES, key, sources_of, stages_of, step_name
 from synth_assets.spec.load import Dataset
 from synth_assets.store.content import ContentStore
 
@@ -186,6 +186,17 @@ def check_statuses(
     assets = instance.get_asset_records(list({check.asset_key for check in declared}))
     standing = {r.asset_entry.asset_key: r.asset_entry.last_materialization_record for r in assets}
     return _check_statuses(instance, declared, latest, standing)
+
+
+def warnings_of(checks: Iterable[CheckStatus]) -> list[str]:
+    """What checks that block nothing have found: a line each, in order of the graph."""
+    order = list(STAGES)
+    failed = [check for check in checks if not (check.passed or check.blocking)]
+    return [
+        f"{check.stage}/{check.name}: {line}"
+        for check in sorted(failed, key=lambda check: (order.index(check.stage), check.name))
+        for line in (check.description or "see the check's table in the UI").splitlines()
+    ]
 
 
 def _check_statuses(

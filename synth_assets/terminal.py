@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ import click
 from synth_assets.errors import Stopped, SynthError
 
 F = TypeVar("F", bound=Callable[..., Any])
+LEAST_WIDTH = 40
 
 
 def clean_errors(function: F) -> F:
@@ -65,6 +68,21 @@ def print_table(made: Any) -> None:
     from rich.console import Console
 
     Console(highlight=False).print(made)
+
+
+def print_warnings(lines: Sequence[str], title: str = "warnings") -> None:
+    """A block of lines as wide as the terminal; nothing when there are none."""
+    if not lines:
+        return
+    wrapped = textwrap.TextWrapper(
+        width=max(LEAST_WIDTH, shutil.get_terminal_size().columns),
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+    )
+    click.echo(f"{title} ({len(lines)}):")
+    for line in lines:
+        click.echo(wrapped.fill(plain_lines(line)))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -10,6 +11,7 @@ import polars as pl
 
 from schemas import violations
 from synth_assets.errors import shown
+from synth_assets.lifecycle.support import Finding, frame_of, lines_of
 from synth_assets.report.tables import markdown_table
 
 SHOWN_ROWS = 20
@@ -37,6 +39,20 @@ def result(
         severity=severity,
         metadata=metadata,
         description=description or (None if ok else _first(found)),
+    )
+
+
+def warnings(
+    key: dg.AssetKey, name: str, findings: Sequence[Finding], **numbers: Any
+) -> dg.AssetCheckResult:
+    """A check that blocks nothing: fails when there are findings, and says each on a line."""
+    return result(
+        key,
+        name,
+        frame_of(findings),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=lines_of(findings),
+        **numbers,
     )
 
 

@@ -21,7 +21,7 @@ from synth_assets.assets.screening import (
     references,
     screen_rules,
 )
-from synth_assets.assets.stages import check, key, tables
+from synth_assets.assets.stages import FEW_LOST, check, key, tables
 from synth_assets.assets.workbench import Workbench
 from synth_assets.forecast import (
     Forecast,
@@ -40,8 +40,10 @@ from synth_assets.generation import (
     outline,
 )
 from synth_assets.lifecycle.imported import is_imported
+from synth_assets.lifecycle.losses import MOST_REJECTED, Rows, lost_shares
 from synth_assets.lifecycle.refill import remaining, shortfall
 from synth_assets.lifecycle.screen import accepted, judge
+from synth_assets.lifecycle.support import Finding
 from synth_assets.llm.answers import Tallies
 from synth_assets.llm.batch.batch import BatchPending
 from synth_assets.llm.budget import Budget
@@ -298,6 +300,13 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
                 "As many accepted rows per cell as were wanted.",
                 blocking=False,
             ),
+            check(
+                dataset,
+                "rejects",
+                FEW_LOST,
+                f"At most {MOST_REJECTED:.0%} of generated and of imported rows are rejected.",
+                blocking=False,
+            ),
         ],
     )
     def synthetic(
@@ -352,6 +361,9 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
             description=_shortfall_sentence(missing),
             accepted=rows.height,
         )
+        learnt = human_train.filter(pl.col("split") == "train")[task.stratum]
+        lost = rejected_shares(judged, learnt)
+        yield evidence.warnings(key(dataset, "rejects"), FEW_LOST, lost)
 
     return synthetic
 
@@ -359,6 +371,32 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
 def _offered(judged: pl.DataFrame) -> int:
     """Rows that were judged; lines of an answer that were never rows do not count."""
     return judged.filter(pl.col("problem").ne_missing(UNMARKED_LINES)).height
+
+
+def rejected_shares(judged: pl.DataFrame, learnt: pl.Series) -> list[Finding]:
+    """Large shares of generated or imported rows that are rejected.
+
+    ``judged``: see ``judge``; ``learnt``: labels of human training rows. Surplus rows are good ones
+    of a label that has enough; those of a label that nobody may generate are lost.
+    """
+    judged = judged.filter(pl.col("problem").ne_missing(UNMARKED_LINES))  # never rows
+    nobody = (pl.col("reason") == "surplus") & ~pl.col("cell").is_in(learnt.unique().implode())
+    places = judged.select(
+        pl.col("cell").alias("label"),
+        pl.when(nobody).then(pl.lit("surplus (no human row)")).otherwise("reason").alias("reason"),
+        pl.format("{}/{}", pl.col("request_id").str.slice(0, 12), "item").alias("place"),
+        is_imported().alias("imported"),
+    )
+    found = []
+    for what, rows in (
+        ("generated rows", places.filter(~pl.col("imported"))),
+        ("imported rows", places.filter(pl.col("imported"))),
+    ):
+        found += lost_shares(
+            Rows(what, "rejected", "rejects", rows.drop("imported"), ("surplus",)),
+            most=MOST_REJECTED,
+        )
+    return found
 
 
 def _shortfall_sentence(missing: pl.DataFrame) -> str:

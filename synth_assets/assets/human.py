@@ -13,16 +13,28 @@ from synth_assets.assets import evidence
 from synth_assets.assets.allowed import allowed_values
 from synth_assets.assets.failures import shown_to_user
 from synth_assets.assets.loading import load
-from synth_assets.assets.stages import check, key, tables
+from synth_assets.assets.stages import FEW_LOST, check, key, tables
 from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import SourceError
 from synth_assets.lifecycle.leakage import group_overlap, leaks
-from synth_assets.lifecycle.partition import PartitionRules, partition
+from synth_assets.lifecycle.losses import MOST_SET_ASIDE, Rows, lost_shares
+from synth_assets.lifecycle.partition import Partitioned, PartitionRules, partition
 from synth_assets.lifecycle.records import with_record_id
+from synth_assets.lifecycle.support import (
+    LEAST_HOLDOUT,
+    LEAST_TRAIN,
+    MOST_LINES,
+    Finding,
+    counts_by_side,
+    of_sides,
+    of_source,
+)
+from synth_assets.report.tables import markdown_table
 from synth_assets.spec.load import Dataset
 from synth_assets.tasks import task_for
 
-LEAST_TRAIN, LEAST_HOLDOUT = 2, 5
+# What the declaration asks to be set aside, or a person did: nothing that goes wrong unseen.
+ASKED_FOR = ("dropped_label", "erased", "beyond_limit_train")
 
 
 def human_lane(dataset: Dataset) -> list[dg.AssetsDefinition]:
@@ -48,6 +60,20 @@ def _human(dataset: Dataset) -> dg.AssetsDefinition:
         checks=[
             check(dataset, "human", "contract", "Ids unique, payload present, labels known."),
             check(dataset, "human", "nothing_lost", "Every source row is used or set aside."),
+            check(
+                dataset,
+                "human",
+                "label_support",
+                "Every declared label has usable rows; none is misspelt.",
+                blocking=False,
+            ),
+            check(
+                dataset,
+                "human_rejects",
+                FEW_LOST,
+                f"At most {MOST_SET_ASIDE:.0%} of the source's rows are set aside.",
+                blocking=False,
+            ),
         ],
     )
     def human(human_raw: pl.DataFrame) -> Iterator[Any]:
@@ -55,8 +81,10 @@ def _human(dataset: Dataset) -> dg.AssetsDefinition:
         reasons = _counts(rejects, "reason")
         with shown_to_user():
             if kept.is_empty():
+                told = [f.sentence for f in of_source(task.strata(), {}, rejects)]
                 raise SourceError(
-                    f"no usable row among {human_raw.height}: {reasons or 'the source is empty'}",
+                    f"no usable row among {human_raw.height}: {reasons or 'the source is empty'}"
+                    + "".join(f"; {one}" for one in told[:MOST_LINES]),
                     where=f"{dataset.name}/human",
                     fix="check task.text, task.label, task.labels and the rejects' reasons",
                 )
@@ -78,8 +106,34 @@ def _human(dataset: Dataset) -> dg.AssetsDefinition:
             used=rows.height,
             set_aside=rejects.height,
         )
+        yield evidence.warnings(
+            key(dataset, "human"), "label_support", of_source(task.strata(), labels, rejects)
+        )
+        lost = _share_of_source(rows, rejects, task.stratum)
+        yield evidence.warnings(key(dataset, "human_rejects"), FEW_LOST, lost)
 
     return human
+
+
+def _share_of_source(rows: pl.DataFrame, rejects: pl.DataFrame, stratum: str) -> list[Finding]:
+    found = Rows(
+        "source rows",
+        "set aside",
+        "human_rejects",
+        pl.concat([_places(rows, stratum), _places(rejects, "label")]),
+        ASKED_FOR,
+    )
+    return lost_shares(found, most=MOST_SET_ASIDE, labels=rows[stratum].unique().to_list())
+
+
+def _places(rows: pl.DataFrame, stratum: str) -> pl.DataFrame:
+    """label, reason (null where there is none) and place in the source."""
+    reason = pl.col("reason") if "reason" in rows.columns else pl.lit(None, pl.String)
+    return rows.select(
+        pl.col(stratum).alias("label"),
+        reason.alias("reason"),
+        pl.format("{}:{}", "source", "source_row").alias("place"),
+    )
 
 
 def partition_rules(dataset: Dataset) -> PartitionRules:
@@ -110,6 +164,13 @@ def _sides(dataset: Dataset) -> dg.AssetsDefinition:
                 "human_train",
                 "label_support",
                 f"At least {LEAST_TRAIN} training and {LEAST_HOLDOUT} holdout rows per label.",
+                blocking=False,
+            ),
+            check(
+                dataset,
+                "set_aside",
+                FEW_LOST,
+                f"At most {MOST_SET_ASIDE:.0%} of the usable rows are on neither side.",
                 blocking=False,
             ),
         ],
@@ -158,12 +219,29 @@ def _sides(dataset: Dataset) -> dg.AssetsDefinition:
             near_copies=found.height,
             shared_groups=shared.height,
         )
-        weak = _support(human, train, parts.holdout, task.stratum)
-        yield evidence.result(
-            key(dataset, "human_train"), "label_support", weak, severity=dg.AssetCheckSeverity.WARN
+        counts = counts_by_side(human, *parts, stratum=task.stratum)
+        yield evidence.warnings(
+            key(dataset, "human_train"),
+            "label_support",
+            of_sides(counts),
+            rows_by_label=dg.MetadataValue.md(markdown_table(counts)),
         )
+        lost = _share_of_sides(parts, task.stratum)
+        yield evidence.warnings(key(dataset, "set_aside"), FEW_LOST, lost)
 
     return sides
+
+
+def _share_of_sides(parts: Partitioned, stratum: str) -> list[Finding]:
+    tables = (parts.human_train, parts.holdout, parts.set_aside)
+    found = Rows(
+        "usable rows",
+        "set aside",
+        "set_aside",
+        pl.concat([_places(rows, stratum) for rows in tables]),
+        ASKED_FOR,
+    )
+    return lost_shares(found, most=MOST_SET_ASIDE)
 
 
 def _both_sides_exist(dataset: Dataset, train: pl.DataFrame, holdout: pl.DataFrame) -> None:
@@ -174,20 +252,6 @@ def _both_sides_exist(dataset: Dataset, train: pl.DataFrame, holdout: pl.DataFra
                 where=f"{dataset.name}/human_train",
                 fix="more rows, other shares in `partition`, or another `partition.salt`",
             )
-
-
-def _support(
-    human: pl.DataFrame, train: pl.DataFrame, holdout: pl.DataFrame, stratum: str
-) -> pl.DataFrame:
-    """Labels with too few rows to learn from or to be measured on."""
-    counts = human.select(pl.col(stratum).unique().sort())
-    for name, rows in (("train", train), ("holdout", holdout)):
-        counts = counts.join(
-            rows.group_by(stratum).len(name=f"{name}_rows"), on=stratum, how="left"
-        )
-    return counts.fill_null(0).filter(
-        (pl.col("train_rows") < LEAST_TRAIN) | (pl.col("holdout_rows") < LEAST_HOLDOUT)
-    )
 
 
 def _counts(rows: pl.DataFrame, column: str) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -13,12 +13,13 @@ from synth_assets.assets.checks import leak_check
 from synth_assets.assets.failures import shown_to_user
 from synth_assets.assets.stages import check, key, tables
 from synth_assets.assets.workbench import Workbench
-from synth_assets.errors import SpecError, SynthError
+from synth_assets.errors import SpecError, SynthError, shown
 from synth_assets.lifecycle.diversity import select_diverse
 from synth_assets.lifecycle.leakage import leaks, prompt_leaks
 from synth_assets.lifecycle.plan import PlanRules, balance_to_largest, fill_share, make_plan
 from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.seats import Seats, seated
+from synth_assets.lifecycle.support import Finding, alike, of_plan
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
 from synth_assets.spec.model import AtLeastTarget, BalanceTarget, CountsTarget
@@ -122,7 +123,19 @@ def _chosen(dataset: Dataset, train: pl.DataFrame) -> pl.DataFrame:
 
 
 def _plan(dataset: Dataset) -> dg.AssetsDefinition:
-    @tables(dataset, ["plan"])
+    @tables(
+        dataset,
+        ["plan"],
+        checks=[
+            check(
+                dataset,
+                "plan",
+                "label_support",
+                "No label is left out, made from one seed, or without human rows.",
+                blocking=False,
+            )
+        ],
+    )
     def plan(seeds: pl.DataFrame, human_train: pl.DataFrame) -> Iterator[Any]:
         with shown_to_user():
             wanted = rows_wanted(dataset, human_train)
@@ -140,20 +153,64 @@ def _plan(dataset: Dataset) -> dg.AssetsDefinition:
                 else "none: nothing is wanted",
             },
         )
+        weak = plan_findings(dataset, seeds, human_train)
+        yield evidence.warnings(key(dataset, "plan"), "label_support", weak)
 
     return plan
+
+
+def plan_findings(
+    dataset: Dataset, seeds: pl.DataFrame, human_train: pl.DataFrame
+) -> list[Finding]:
+    """What is weak in the plan that ``rows_wanted`` asks for. Raises as ``rows_wanted``."""
+    stratum, counts = task_for(dataset.spec).stratum, _train_counts(dataset, human_train)
+    if_all = _by_target(dataset, counts, counts)
+    left_out = [name for name in _left_out(dataset, counts) if if_all.get(name)]
+    # Where prompts show no seeds by declaration, one more of them would change nothing.
+    shows = dataset.spec.generate.seeds_per_call > 0
+    per = _per_stratum(seeds, stratum) if shows else {}
+    return of_plan(rows_wanted(dataset, human_train), left_out, counts, per)
 
 
 def rows_wanted(dataset: Dataset, human_train: pl.DataFrame) -> dict[str, int]:
     """Synthetic rows wanted per stratum, by the declared target.
 
+    None of a stratum without human training rows, unless the declaration allows it; what a share
+    would have given it goes to the others.
+
     Raises:
         SynthError: when the target names a stratum that neither data nor declaration knows.
     """
-    task, target = task_for(dataset.spec), dataset.spec.generate.target
+    counts = _train_counts(dataset, human_train)
+    left_out = _left_out(dataset, counts)
+    generated = {name: count for name, count in counts.items() if name not in left_out}
+    wanted = _by_target(dataset, generated, counts)
+    # A label without calls stays among those that prompts name.
+    return {
+        name: 0 if name in left_out else wanted[name]
+        for name in _by_target(dataset, counts, counts)
+    }
+
+
+def _train_counts(dataset: Dataset, human_train: pl.DataFrame) -> dict[str, int]:
+    """Human training rows per stratum, of declared ones without any, too."""
+    task = task_for(dataset.spec)
     train = human_train.filter(pl.col("split") == "train")
-    counts = dict.fromkeys(task.strata() or {}, 0)
-    counts |= dict(train.group_by(task.stratum).len().sort(task.stratum).iter_rows())
+    return dict.fromkeys(task.strata() or {}, 0) | _per_stratum(train, task.stratum)
+
+
+def _left_out(dataset: Dataset, counts: Mapping[str, int]) -> set[str]:
+    """Strata without human training rows, where the declaration does not allow generating them."""
+    if dataset.spec.generate.labels_without_human_rows == "generate":
+        return set()
+    return {name for name, count in counts.items() if not count}
+
+
+def _by_target(
+    dataset: Dataset, counts: Mapping[str, int], known: Collection[str]
+) -> dict[str, int]:
+    """Rows wanted of the strata in ``counts``; a target may name any that is ``known``."""
+    target = dataset.spec.generate.target
     if isinstance(target, BalanceTarget):
         return balance_to_largest(counts)
     if isinstance(target, AtLeastTarget):
@@ -162,15 +219,21 @@ def rows_wanted(dataset: Dataset, human_train: pl.DataFrame) -> dict[str, int]:
         per = target.per_label
         if isinstance(per, int):
             return dict.fromkeys(counts, per)
-        unknown = sorted(set(per) - set(counts))
+        unknown = sorted(set(per) - set(known))
         if unknown:
             raise SynthError(
-                f"generate.target.per_label names labels that the human data lacks: {unknown}",
+                "generate.target.per_label names labels that the human data lacks: "
+                f"{unknown}{_meant(unknown[0], known)}",
                 where=str(dataset.file),
-                fix=f"use some of: {', '.join(sorted(counts))}",
+                fix=f"use some of: {', '.join(sorted(known))}",
             )
         return dict(per)
     return fill_share(counts, target.synthetic_share)
+
+
+def _meant(label: str, known: Collection[str]) -> str:
+    like = alike(label, dict.fromkeys(known, 0))
+    return f" (did you mean {shown(like)}?)" if like is not None else ""
 
 
 def plan_calls(dataset: Dataset, seeds: pl.DataFrame, wanted: Mapping[str, int]) -> pl.DataFrame:

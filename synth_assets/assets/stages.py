@@ -28,6 +28,8 @@ class Stage:
     source: str = "source"
 
 
+# The check that no large share of rows went where nobody looks.
+FEW_LOST = "few_lost"
 SOURCE, IMPORT_SOURCE = "source", "import_source"
 _HUMAN = ("human_train", "holdout")
 _JUDGED = ("plan", "imported", "candidates", *_HUMAN)

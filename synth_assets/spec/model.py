@@ -212,6 +212,12 @@ class Generate(Strict):
     style: Literal["continue", "chat"] = "chat"
     output: Literal["auto", "json_schema", "json_object", "tool", "list"] = "auto"
     target: Target
+    labels_without_human_rows: Literal["leave_out", "generate"] = Field(
+        default="leave_out",
+        description="Whether calls are paid for a label without a human training row, by which "
+        "nobody could measure what comes of it (hand-written seeds are no such rows). `leave_out`: "
+        "none are made, and a warning says so.",
+    )
     attributes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default_factory=dict, description="Values crossed over the calls of each label."
     )
