@@ -14,7 +14,14 @@ from synth_assets.commands.upkeep import OpenInstance
 from synth_assets.errors import Incomplete, UsageError
 from synth_assets.settings import defs_roots, home
 from synth_assets.spec.load import dataset_named, discover
-from synth_assets.terminal import as_json, clean_errors, plain, print_table, table
+from synth_assets.terminal import (
+    as_json,
+    clean_errors,
+    plain,
+    print_table,
+    print_warnings,
+    table,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 KEPT_ELSEWHERE = (
@@ -54,19 +61,24 @@ def impact(dataset: str, as_json: bool, **words: Any) -> None:
 
     Example: synth impact work_orders --source-row human.csv:12
     """
+    from synth_assets.erasure.erase import outlook
     from synth_assets.erasure.impact import impact as find
     from synth_assets.erasure.select import Selector, select
 
     declared = discover(defs_roots()).datasets
     named = dataset_named(dataset, defs_roots())
     with OpenInstance() as instance:
-        known = select(named, home(), instance, Selector(**_words(words)))
+        selector = Selector(**_words(words))
+        known = select(named, home(), instance, selector)
+        # Before it is widened by what descends: the marks are those of the rows themselves.
+        after = outlook(named, home(), instance, known, selector)
         found = find(named, declared, home(), instance, known)
-    told = _told(found)
+    told = _told(found) | {"warnings": _lines(after.findings)}
     if as_json:
         click.echo(json.dumps(told))
         return
     _show(told)
+    _warn(told["warnings"])
 
 
 @click.command()
@@ -183,9 +195,11 @@ def _seen(
         raise UsageError("nothing of it is here", where=dataset.name, fix="check what was selected")
     anew = seen.after.asked_anew
     told: dict[str, Any] = {"impact": _told(seen.impact), "asked_anew": anew}
+    told["warnings"] = _lines(seen.after.findings)
     if say:
         _show(told["impact"])
         click.echo(_anew(anew))
+        _warn(told["warnings"])
     return told, seen
 
 
@@ -194,6 +208,17 @@ def _anew(asked: Any) -> str:
         return "how many calls will be asked anew is not known: not all of its tables are there"
     per = ", ".join(f"{plain(label)} {count:,}" for label, count in asked.items())
     return f"calls to be asked anew: {sum(asked.values()):,}" + (f" ({per})" if per else "")
+
+
+def _lines(findings: Any) -> list[str] | None:
+    """None: not known."""
+    return None if findings is None else [finding.line for finding in findings]
+
+
+def _warn(lines: list[str] | None) -> None:
+    if lines is None:
+        click.echo("what its labels will lack is not known: not all of its tables are there")
+    print_warnings(lines or [], "after the erasure")
 
 
 def _told(found: Any) -> dict[str, Any]:
@@ -250,6 +275,7 @@ def _rebuilt(dataset: Any, *, say: bool) -> tuple[dict[str, Any], int]:
         summary = run_dataset(session, on_wave=progress.wave)
     if say:
         click.echo(progress.sentence(summary))
+        print_warnings(summary.warnings)
     for problem in summary.problems:
         click.echo(problem, err=True)
     return dict(progress.as_dict(summary)), summary.exit_code

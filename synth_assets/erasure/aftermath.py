@@ -13,10 +13,12 @@ from synth_assets.assets.planning import choose_seeds, plan_calls, rows_wanted
 from synth_assets.assets.source import reading_of
 from synth_assets.assets.stages import key
 from synth_assets.erasure.impact import read_table
+from synth_assets.erasure.labels import HumanLane, new_findings
 from synth_assets.errors import SynthError
-from synth_assets.lifecycle.partition import Partitioned, partition
+from synth_assets.lifecycle.partition import partition
 from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.seats import Seats, seats_after
+from synth_assets.lifecycle.support import Finding
 from synth_assets.lifecycle.tombstones import Tombstones
 from synth_assets.settings import Home
 from synth_assets.spec.fingerprint import code_version
@@ -32,11 +34,13 @@ NEEDED = ("human_raw", "human_train", "seeds", "plan", "candidates")
 class Aftermath:
     """``asked_anew``: calls among those made so far whose prompt will be another; label -> calls.
 
-    None: not known, because the dataset's tables are not all there.
+    ``findings``: what labels will lack that they do not lack now. None: not known, because the
+    dataset's tables are not all there.
     """
 
     seats: Sequence[Seats] = ()
     asked_anew: Mapping[str, int] | None = None
+    findings: Sequence[Finding] | None = None
 
 
 def aftermath(
@@ -45,38 +49,45 @@ def aftermath(
     """The human lane and the plan as they will come out without the rows of ``stones``."""
     made = _standing(dataset, home, instance)
     seeds_code = made.pop("seeds code", None)
-    if not set(NEEDED[:3]) <= made.keys() or seeds_code != code_version(dataset, "seeds"):
+    if "human_raw" not in made:
         return Aftermath()
-    tables = {stage: read_table(path) for stage, path in made.items()}  # type: ignore[arg-type]
-    task = task_for(dataset.spec)
+    raw = read_table(made["human_raw"])  # type: ignore[arg-type]
     try:
-        after = _sides_without(dataset, tables["human_raw"], stones)
+        before, after = (_lane(dataset, raw, these) for these in (Tombstones(), stones))
     except SynthError:
         return Aftermath()
-    left = after.human_train.filter(pl.col("split") == "train")
+    findings = new_findings(dataset, before, after)
+    if not set(NEEDED[:3]) <= made.keys() or seeds_code != code_version(dataset, "seeds"):
+        return Aftermath(findings=findings)
+    tables = {stage: read_table(path) for stage, path in made.items()}  # type: ignore[arg-type]
+    left = after.train
     seats = seats_after(
         tables["seeds"],
         tables["human_train"].filter(pl.col("split") == "train"),
         left,
-        stratum=task.stratum,
+        stratum=task_for(dataset.spec).stratum,
         code=str(seeds_code),
     )
     if not set(NEEDED) <= tables.keys():
-        return Aftermath(seats)
+        return Aftermath(seats, findings=findings)
     try:
         chosen = choose_seeds(dataset, left, [*Log(home.root, dataset.name).seats(), *seats])
-        plan = plan_calls(dataset, chosen, rows_wanted(dataset, after.human_train))
+        plan = plan_calls(dataset, chosen, rows_wanted(dataset, after.sides.human_train))
     except SynthError:
-        return Aftermath(seats)
-    return Aftermath(seats, _asked_anew(tables["plan"], plan, tables["candidates"]))
+        return Aftermath(seats, findings=findings)
+    anew = _asked_anew(tables["plan"], plan, tables["candidates"])
+    return Aftermath(seats, anew, findings)
 
 
-def _sides_without(dataset: Dataset, raw: pl.DataFrame, stones: Tombstones) -> Partitioned:
+def _lane(dataset: Dataset, raw: pl.DataFrame, stones: Tombstones) -> HumanLane:
+    """The human lane without the rows of ``stones``."""
     task = task_for(dataset.spec)
     redacted = next(iter(stones.redact([raw], reading_of(dataset))))
-    kept, _ = task.read_human(redacted)
+    kept, rejects = task.read_human(redacted)
     rows = with_record_id(kept, task.payload, kind=task.kind).with_columns(origin=pl.lit("human"))
-    return partition(rows, partition_rules(dataset), text=task.text, stratum=task.stratum)
+    rules = partition_rules(dataset)
+    sides = partition(rows, rules, text=task.text, stratum=task.stratum)
+    return HumanLane(rows, rejects, sides)
 
 
 def _asked_anew(old: pl.DataFrame, new: pl.DataFrame, candidates: pl.DataFrame) -> dict[str, int]:

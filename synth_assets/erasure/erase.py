@@ -103,8 +103,7 @@ def prospect(
         # They descend, and would be imported again: their own texts are left out from now on.
         known = Known(known.texts | more, known.groups, known.records)
         found = impact(dataset, declared, home, instance, known)
-    marks, chosen = marks_of(known, selector, salt)
-    stones = Tombstones(salt, {_kind(kind): frozenset(these) for kind, these in marks.items()})
+    stones, chosen = _stones(known, selector, salt)
     _not_in_own_files(dataset, known)
     with opened_ledger(home) as ledger:
         batches = open_batches_with(ledger, found.calls) if ledger is not None else []
@@ -115,6 +114,21 @@ def prospect(
             fix=f"synth batches cancel {owner}, or collect it, then erase",
         )
     return Prospect(found, aftermath(dataset, home, instance, stones), stones, tuple(chosen))
+
+
+def outlook(
+    dataset: Dataset, home: Home, instance: dg.DagsterInstance, known: Known, selector: Selector
+) -> Aftermath:
+    """What would come of an erasure that nobody asks for yet."""
+    stones, _ = _stones(known, selector, Log(home.root, dataset.name).salt())
+    return aftermath(dataset, home, instance, stones)
+
+
+def _stones(known: Known, selector: Selector, salt: str) -> tuple[Tombstones, list[str]]:
+    """The marks of what is erased, and of the words that selected it."""
+    marks, chosen = marks_of(known, selector, salt)
+    kinds = {_kind(kind): frozenset(these) for kind, these in marks.items()}
+    return Tombstones(salt, kinds), chosen
 
 
 def erase(
