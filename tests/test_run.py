@@ -290,7 +290,7 @@ def test_json_of_a_run_is_one_line_with_counts(
     assert ran.result.stdout.count("\n") == 1
     assert set(ran.json) == {
         "dataset", "ran", "skipped", "rows", "calls", "tokens", "cost_usd", "seconds",
-        "exit_code", "problems",
+        "exit_code", "problems", "warnings",
     }  # fmt: skip
     assert ran.json["calls"]["made"] == sum(endpoint.successes_by_identity.values())
     assert ran.json["tokens"]["completion"] > 0

@@ -51,7 +51,7 @@ def warnings(
         name,
         frame_of(findings),
         severity=dg.AssetCheckSeverity.WARN,
-        description=lines_of(findings),
+        description="\n".join(lines_of(findings)),
         **numbers,
     )
 

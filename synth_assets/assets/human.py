@@ -23,7 +23,7 @@ from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.support import (
     LEAST_HOLDOUT,
     LEAST_TRAIN,
-    MOST_LINES,
+    MOST_SENTENCES,
     Finding,
     counts_by_side,
     of_sides,
@@ -84,7 +84,7 @@ def _human(dataset: Dataset) -> dg.AssetsDefinition:
                 told = [f.sentence for f in of_source(task.strata(), {}, rejects)]
                 raise SourceError(
                     f"no usable row among {human_raw.height}: {reasons or 'the source is empty'}"
-                    + "".join(f"; {one}" for one in told[:MOST_LINES]),
+                    + "".join(f"; {one}" for one in told[:MOST_SENTENCES]),
                     where=f"{dataset.name}/human",
                     fix="check task.text, task.label, task.labels and the rejects' reasons",
                 )

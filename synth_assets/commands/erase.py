@@ -212,7 +212,9 @@ def _anew(asked: Any) -> str:
 
 def _lines(findings: Any) -> list[str] | None:
     """None: not known."""
-    return None if findings is None else [finding.line for finding in findings]
+    from synth_assets.lifecycle.support import lines_of
+
+    return None if findings is None else lines_of(findings)
 
 
 def _warn(lines: list[str] | None) -> None:

@@ -79,7 +79,7 @@ def _reasons(lost: pl.DataFrame) -> str:
     """The commonest reasons, each with one row that it was found in."""
     counted = (
         lost.group_by("reason")
-        .agg(pl.len(), pl.col("place").min())
+        .agg(pl.len(), pl.col("place").first())
         .sort("len", "reason", descending=[True, False])
     )
     told = [

@@ -25,7 +25,7 @@ ALIKE_IF_OTHER: Final = 0.85
 MOST_COMPARED: Final = 200
 MOST_COMPARED_CHARS: Final = 100
 MOST_NAMED: Final = 5
-MOST_LINES: Final = 8
+MOST_SENTENCES: Final = 8
 KEY: Final = "generate.labels_without_human_rows"
 # Reasons that are a rule of the declaration at work, where labels come from the data.
 RULES: Final = frozenset({"dropped_label", "rare_label"})
@@ -40,10 +40,6 @@ class Finding:
     sentence: str
     fix: str = ""
 
-    @property
-    def line(self) -> str:
-        return f"{self.sentence} (fix: {self.fix})" if self.fix else self.sentence
-
 
 def frame_of(findings: Sequence[Finding]) -> pl.DataFrame:
     """A row a finding, for a page: kind, label, finding, fix."""
@@ -54,11 +50,17 @@ def frame_of(findings: Sequence[Finding]) -> pl.DataFrame:
     )
 
 
-def lines_of(findings: Sequence[Finding]) -> str:
-    """A line a finding, at most ``MOST_LINES`` of them; how many more there are."""
-    lines = [finding.line for finding in findings[:MOST_LINES]]
-    more = len(findings) - len(lines)
-    return "\n".join([*lines, *([f"and {more:,} more, see the check's table"] if more else [])])
+def lines_of(findings: Iterable[Finding]) -> list[str]:
+    """A line for all findings of a kind that are mended alike; what is too much is counted."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        alike.setdefault((finding.kind, finding.fix), []).append(finding.sentence)
+    lines = []
+    for (_, fix), sentences in alike.items():
+        more = len(sentences) - MOST_SENTENCES
+        told = "; ".join(sentences[:MOST_SENTENCES]) + (f"; and {more:,} more" if more > 0 else "")
+        lines.append(f"{told} (fix: {fix})" if fix else told)
+    return lines
 
 
 # --- what the source has -------------------------------------------------------------------------
@@ -118,8 +120,8 @@ def _no_row(
         told += f"; did you mean {shown(like)} ({_rows(found[like])})?"
     elif found:
         told += f"; labels found: {_named(found)}"
-    erased = rejects.filter(pl.col("reason") == "erased").height
-    told += f"; {_rows(erased)} erased, whose labels are not kept" if erased else ""
+        erased = rejects.filter(pl.col("reason") == "erased").height
+        told += f" (and {_rows(erased)} erased, whose labels are not kept)" if erased else ""
     return Finding("no_row", label, told, "correct task.labels or the source, or take it out")
 
 
