@@ -82,6 +82,7 @@ OTHER: dict[str, Any] = {
     "human.limit_train": 7,
     "generate.target.balance": None,
     "generate.attributes": {"tone": ["angry"]},
+    "generate.labels_without_human_rows": "generate",
     "generate.system": "Be kind.",
     "generate.style": "continue",
     "generate.output": "tool",

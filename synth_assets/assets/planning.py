@@ -19,7 +19,7 @@ from synth_assets.lifecycle.leakage import leaks, prompt_leaks
 from synth_assets.lifecycle.plan import PlanRules, balance_to_largest, fill_share, make_plan
 from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.seats import Seats, seated
-from synth_assets.lifecycle.support import Finding, alike, of_plan
+from synth_assets.lifecycle.support import Finding, Names, meant, of_plan
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
 from synth_assets.spec.model import AtLeastTarget, BalanceTarget, CountsTarget
@@ -232,7 +232,7 @@ def _by_target(
 
 
 def _meant(label: str, known: Collection[str]) -> str:
-    like = alike(label, dict.fromkeys(known, 0))
+    like = meant(label, Names.of(dict.fromkeys(known, 0)))
     return f" (did you mean {shown(like)}?)" if like is not None else ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import polars as pl
@@ -80,17 +80,13 @@ def of_source(
         for label, reasons in lost.items()
         if label not in used and label not in (declared or ())
     }
-    found, meant = [], set[str]()
-    for label in declared or ():
-        if label in used or label in lost:
-            continue
-        others = foreign or {name: count for name, count in used.items() if name != label}
-        like = alike(label, others, ALIKE_IF_MISSING)
-        meant.add(like or "")
-        found.append(_no_row(label, like, foreign | dict(used), rejects))
+    found, named = _without_rows([one for one in declared or () if one not in lost], used, foreign)
+    if erased := rejects.filter(pl.col("reason") == "erased").height:
+        more = f"; {_rows(erased)} erased, whose labels are not kept"
+        found = [replace(one, sentence=one.sentence + more) for one in found]
     found += _without_use(declared, used, lost)
     if declared is not None:
-        found += _misspelt(declared, {k: n for k, n in foreign.items() if k not in meant})
+        found += _misspelt(declared, {k: n for k, n in foreign.items() if k not in named})
     if len(used) == 1:
         (label,) = used
         told = f"every usable row has the label {shown(label)}: there is nothing to tell it from"
@@ -112,17 +108,26 @@ def _lost(rejects: pl.DataFrame) -> dict[str, dict[str, int]]:
     return found
 
 
-def _no_row(
-    label: str, like: str | None, found: Mapping[str, int], rejects: pl.DataFrame
-) -> Finding:
-    told = f"no row has the declared label {shown(label)}"
-    if like is not None:
-        told += f"; did you mean {shown(like)} ({_rows(found[like])})?"
-    elif found:
-        told += f"; labels found: {_named(found)}"
-        erased = rejects.filter(pl.col("reason") == "erased").height
-        told += f" (and {_rows(erased)} erased, whose labels are not kept)" if erased else ""
-    return Finding("no_row", label, told, "correct task.labels or the source, or take it out")
+def _without_rows(
+    declared: Iterable[str], used: Mapping[str, int], foreign: Mapping[str, int]
+) -> tuple[list[Finding], set[str]]:
+    """A finding for each label that no row has, and the labels that are named as meant.
+
+    ``used``, ``foreign``: rows per label, of labels with usable rows and of undeclared ones.
+    """
+    found, named = [], set[str]()
+    counts, undeclared, known = {**foreign, **used}, Names.of(foreign), Names.of(used)
+    there = f"; labels found: {_named(counts)}" if counts else ""
+    for label in declared:
+        if label in used:
+            continue
+        like = meant(label, undeclared) or meant(label, known)
+        told = f"; did you mean {shown(like)} ({_rows(counts[like])})?" if like else there
+        named |= {like} if like else set()
+        sentence = f"no row has the declared label {shown(label)}{told}"
+        fix = "correct task.labels or the source, or take it out"
+        found.append(Finding("no_row", label, sentence, fix))
+    return found, named
 
 
 def _without_use(
@@ -131,8 +136,8 @@ def _without_use(
     """Labels all of whose rows are set aside, but for those that a rule was meant to take out."""
     found = []
     for label, reasons in lost.items():
-        meant = label in declared if declared is not None else reasons.keys() - RULES
-        if label in used or not meant:
+        counts = label in declared if declared is not None else reasons.keys() - RULES
+        if label in used or not counts:
             continue
         count = sum(reasons.values())
         told = f"none of the {_rows(count)} with the label {shown(label)} is used: {_of(reasons)}"
@@ -142,43 +147,64 @@ def _without_use(
 
 def _misspelt(declared: Collection[str], foreign: Mapping[str, int]) -> list[Finding]:
     """Labels of the source that are not declared, yet look like one that is."""
-    found = []
-    for label, count in sorted(foreign.items(), key=lambda item: (-item[1], item[0])):
-        if like := alike(label, dict.fromkeys(declared, 0), ALIKE_IF_OTHER, same_digits=True):
+    names, found = Names.of(dict.fromkeys(declared, 0)), []
+    ranked = sorted(foreign.items(), key=lambda item: (-item[1], item[0]))
+    for place, (label, count) in enumerate(ranked):
+        # Of free text in the label's column only the commonest is looked at closely.
+        like = names.same(label) or (
+            names.like(label, ALIKE_IF_OTHER, same_digits=True) if place < MOST_COMPARED else None
+        )
+        if like is not None:
             told = f"{_rows(count)} set aside with the label {shown(label)}, which is not declared"
             told += f"; did you mean {shown(like)}?"
             found.append(Finding("unknown_label", label, told, "correct task.labels or the source"))
     return found
 
 
-def alike(
-    label: str,
-    others: Mapping[str, int],
-    least: float = ALIKE_IF_MISSING,
-    *,
-    same_digits: bool = False,
-) -> str | None:
-    """The one of ``others`` (name: rows) that is spelt most like ``label``, if any is.
+@dataclass(frozen=True)
+class Names:
+    """Labels to look others up in. ``spelt``: letters -> name; ``ranked``: the commonest, spelt."""
 
-    The commonest of equals. Names that differ in case, blanks, marks or Unicode form only are alike
-    whatever ``least``; ``same_digits``: names that differ in digits are not.
-    """
-    ranked = sorted(others, key=lambda name: (-others[name], name))
-    plain = _letters(label)
-    for name in ranked:
-        if _letters(name) == plain:
-            return name
-    if len(plain) > MOST_COMPARED_CHARS:
-        return None
-    best, score = None, 0.0
-    for name in ranked[:MOST_COMPARED]:
-        other = _letters(name)
-        if len(other) > MOST_COMPARED_CHARS or (same_digits and _digits(other) != _digits(plain)):
-            continue
-        ratio = difflib.SequenceMatcher(None, plain, other, autojunk=False).ratio()
-        if ratio >= least and ratio > score:
-            best, score = name, ratio
-    return best
+    spelt: Mapping[str, str]
+    ranked: Sequence[tuple[str, str]]
+
+    @classmethod
+    def of(cls, labels: Mapping[str, int]) -> Names:
+        """``labels``: name -> rows; of names that are alike the commonest is meant."""
+        ranked = sorted(labels, key=lambda name: (-labels[name], name))
+        letters = [(_letters(name), name) for name in ranked]
+        short = [one for one in letters if len(one[0]) <= MOST_COMPARED_CHARS]
+        return cls(dict(reversed(letters)), short[:MOST_COMPARED])
+
+    def same(self, label: str) -> str | None:
+        """The name that differs in case, blanks, marks or Unicode form only, if there is one."""
+        return self.spelt.get(_letters(label))
+
+    def like(self, label: str, least: float, *, same_digits: bool = False) -> str | None:
+        """The name spelt most alike, from the ratio ``least`` on (see ``difflib``).
+
+        ``same_digits``: names that differ in digits are not alike.
+        """
+        plain = _letters(label)
+        if len(plain) > MOST_COMPARED_CHARS:
+            return None
+        matcher = difflib.SequenceMatcher(None, "", plain, autojunk=False)
+        best, score = None, least
+        for letters, name in self.ranked:
+            if same_digits and _digits(letters) != _digits(plain):
+                continue
+            matcher.set_seq1(letters)
+            if matcher.real_quick_ratio() < score or matcher.quick_ratio() < score:
+                continue
+            ratio = matcher.ratio()
+            if ratio > score or (best is None and ratio == score):
+                best, score = name, ratio
+        return best
+
+
+def meant(label: str, names: Names) -> str | None:
+    """The one of ``names`` that ``label``, which does not exist, most likely stands for."""
+    return names.same(label) or names.like(label, ALIKE_IF_MISSING)
 
 
 def _letters(label: str) -> str:
