@@ -112,7 +112,10 @@ def test_a_label_from_outside_cannot_write_on_a_terminal() -> None:
 
 
 def test_rows_whose_label_is_nearly_declared_are_told_of_once() -> None:
-    lost = rejects(unknown_label={"Billing": 3, "refund": 4, "weather": 50, "label_2": 9})
+    lost = rejects(
+        unknown_label={"Billing": 3, "refund": 4, "weather": 50, "label_2": 9},
+        dropped_label={"label_1_billing": 5, "BILLING": 2},
+    )
     found = of_source(["billing", "refunds", "label_1"], {"billing": 9, "label_1": 9}, lost)
     assert told(found, "unknown_label").keys() == {"Billing"}
     assert told(found, "no_row").keys() == {"refunds"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -67,12 +68,17 @@ def _lost(before: HumanLane, after: HumanLane, stratum: str) -> list[Finding]:
         Finding(
             "last_training_row",
             row["label"],
-            f"{shown(row['label'])} loses its last training row ({row['human']} human left, "
-            f"{row['holdout']} of them held out)",
+            f"{shown(row['label'])} loses its last training row ({_rest(row)})",
             "more human rows of it",
         )
         for row in left.iter_rows(named=True)
     ]
+
+
+def _rest(row: Mapping[str, int]) -> str:
+    if not row["human"]:
+        return "no human row of it is left"
+    return f"{row['human']} human left, {row['holdout']} of them held out"
 
 
 def _findings(dataset: Dataset, lane: HumanLane, labels: list[str]) -> list[Finding]:

@@ -28,7 +28,8 @@ MOST_NAMED: Final = 5
 MOST_SENTENCES: Final = 8
 KEY: Final = "generate.labels_without_human_rows"
 # Reasons that are a rule of the declaration at work, where labels come from the data.
-RULES: Final = frozenset({"dropped_label", "rare_label"})
+DROPPED: Final = "dropped_label"
+RULES: Final = frozenset({DROPPED, "rare_label"})
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ def of_source(
     foreign = {
         label: sum(reasons.values())
         for label, reasons in lost.items()
-        if label not in used and label not in (declared or ())
+        if label not in used and label not in (declared or ()) and DROPPED not in reasons
     }
     found, named = _without_rows([one for one in declared or () if one not in lost], used, foreign)
     if erased := rejects.filter(pl.col("reason") == "erased").height:
-        more = f"; {_rows(erased)} erased, whose labels are not kept"
+        more = f" ({_rows(erased)} erased, whose labels are not kept)"
         found = [replace(one, sentence=one.sentence + more) for one in found]
     found += _without_use(declared, used, lost)
     if declared is not None:
