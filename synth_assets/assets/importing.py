@@ -14,12 +14,15 @@ from synth_assets.assets.loading import load
 from synth_assets.assets.source import import_rules
 from synth_assets.assets.stages import check, key, tables
 from synth_assets.assets.workbench import Workbench
+from synth_assets.cells import group_of, trimmed
+from synth_assets.errors import shown
 from synth_assets.generation import candidate_schema
 from synth_assets.lifecycle.imported import ImportRules, as_candidates, import_rows
-from synth_assets.lifecycle.parents import IDS, HumanRows, resolve_parents, whole_cells
+from synth_assets.lifecycle.parents import IDS, PLACES, HumanRows, Resolved, resolve, whole_cells
 from synth_assets.sources import LOAD_ID
 from synth_assets.sources.landing import import_name
 from synth_assets.spec.load import Dataset
+from synth_assets.spec.sources import AnySource
 from synth_assets.tasks import Task, task_for
 
 
@@ -44,7 +47,10 @@ def _imported(dataset: Dataset) -> dg.AssetsDefinition:
     @tables(
         dataset,
         ["imported"],
-        checks=[check(dataset, "imported", "nothing_lost", "Every imported row is there once.")],
+        checks=[
+            check(dataset, "imported", "nothing_lost", "Every imported row is there once."),
+            *_descent_checks(dataset),
+        ],
     )
     def imported(
         imported_raw: pl.DataFrame,
@@ -53,21 +59,27 @@ def _imported(dataset: Dataset) -> dg.AssetsDefinition:
         human_train: pl.DataFrame,
         holdout: pl.DataFrame,
     ) -> Iterator[Any]:
+        places = _places(dataset, task, human_raw)
         people = HumanRows(
-            ids=_ids(dataset, task, human_raw),
+            ids=places.drop_nulls("key").select(list(IDS)),
             rows=human,
             holdout=holdout,
             validation=human_train.filter(pl.col("split") == "validation"),
             text=task.text,
             threshold=dataset.spec.validation.decontaminate,
             stratum=task.stratum,
+            train=human_train.filter(pl.col("split") == "train"),
+            places=places,
+            unused_allowed=dataset.spec.validation.derived_from_unused == "allow",
         )
         with shown_to_user():
             parts = [
                 _read(imported_raw.filter(_of(source.name)), import_rules(dataset, source), people)
                 for source in dataset.spec.synthetic_sources
             ]
-        rows, rejects = (pl.concat(each) for each in zip(*parts, strict=True))
+        rows, rejects = (
+            pl.concat(each) for each in ([p.rows for p, _ in parts], [r for _, r in parts])
+        )
         schema = candidate_schema(task)
         del schema["wanted"]
         made = as_candidates(
@@ -87,6 +99,7 @@ def _imported(dataset: Dataset) -> dg.AssetsDefinition:
             source_rows=imported_raw.height,
             imported=made.height,
         )
+        yield from _descent_results(dataset, [found for found, _ in parts])
 
     return imported
 
@@ -96,34 +109,93 @@ def _of(name: str | None) -> pl.Expr:
     return pl.col("_source").str.split("/").list.first() == pl.lit(name)
 
 
-def _ids(dataset: Dataset, task: Task, raw: pl.LazyFrame) -> pl.DataFrame:
-    """Human source rows by their declared ids (see ``HumanRows``)."""
-    group: pl.Expr = pl.lit(None, pl.String)
-    if grouped := dataset.spec.partition.group_by:  # as ``read_human`` makes it of them
-        group = pl.concat_list(pl.col(name).fill_null("") for name in grouped).list.join("\x1f")
-    text = pl.col(task.source_columns()[task.text]).str.strip_chars()
+def _places(dataset: Dataset, task: Task, raw: pl.LazyFrame) -> pl.DataFrame:
+    """Human source rows by their places, with their declared ids (see ``HumanRows``)."""
+    grouped = dataset.spec.partition.group_by
     parts = [
-        raw.filter(_of(source.name), pl.col(source.id_column).is_not_null())
+        raw.filter(_of(source.name))
         .select(
-            pl.col(source.id_column).str.strip_chars().alias("key"),
-            text.alias("text"),
-            group.alias("group"),
+            pl.col("_source").alias("source"),
+            pl.col("_row").cast(pl.Int64).alias("source_row"),
+            (trimmed(pl.col(source.id_column)) if source.id_column else _NOTHING).alias("key"),
+            trimmed(pl.col(task.source_columns()[task.text])).alias("text"),
+            (group_of(grouped) if grouped else _NOTHING).alias("group"),
         )
+        .with_columns(pl.when(pl.col("key") != "").then("key").alias("key"))
         .collect()
         for source in dataset.spec.human_sources
-        if source.id_column is not None
     ]
-    return pl.concat([pl.DataFrame(schema=IDS), *parts])
+    return pl.concat([pl.DataFrame(schema=PLACES), *parts])
+
+
+_NOTHING = pl.lit(None, pl.String)
 
 
 def _read(
     raw: pl.DataFrame, rules: ImportRules, people: HumanRows
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+) -> tuple[Resolved, pl.DataFrame]:
     """Rows of one source with their parents resolved, and what cannot be read."""
     if rules.parents_column:
         raw = raw.with_columns(whole_cells(raw[rules.parents_column], people))
     rows, rejects = import_rows(raw, rules)
-    return resolve_parents(rows, people), rejects
+    return resolve(rows, people), rejects
+
+
+def _descent_checks(dataset: Dataset) -> list[dg.AssetCheckSpec]:
+    """Of a dataset whose imported rows name parents: whether these are found."""
+    if not any(_parents_of(source) for source in dataset.spec.synthetic_sources):
+        return []
+    found = "Parents that imported rows name are human rows that are known."
+    known = "Descent is known: not so many parents are unknown that it tells nothing."
+    return [
+        check(dataset, "imported", "parents_found", found, blocking=False),
+        check(dataset, "imported", "descent_known", known),
+    ]
+
+
+def _parents_of(source: AnySource) -> str:
+    return (source.provenance.parents_column if source.provenance else None) or ""
+
+
+def _descent_results(dataset: Dataset, parts: list[Resolved]) -> Iterator[dg.AssetCheckResult]:
+    """Sources in which a larger share of the parents names nobody than is allowed."""
+    if not _descent_checks(dataset):
+        return
+    warned, blocked = [], []
+    for source, found in zip(dataset.spec.synthetic_sources, parts, strict=True):
+        if source.provenance is None or not found.named:
+            continue
+        limits, unknown = source.provenance.unknown_parents, int(found.unknown["rows"].sum())
+        told = {
+            "source": source.name or "",
+            "parents": found.named,
+            "unknown": unknown,
+            "share": round(unknown / found.named, 4),
+            "such_as": ", ".join(shown(one[:40]) for one in found.unknown["parent"].head(3)),
+        }
+        if unknown > limits.warn_above * found.named:
+            warned.append(told)
+        if unknown > limits.block_above * found.named:
+            blocked.append(told)
+    for name, these, severity in (
+        ("parents_found", warned, dg.AssetCheckSeverity.WARN),
+        ("descent_known", blocked, dg.AssetCheckSeverity.ERROR),
+    ):
+        yield evidence.result(
+            key(dataset, "imported"),
+            name,
+            pl.DataFrame(these),
+            severity=severity,
+            description="; ".join(_sentence(one) for one in these),
+        )
+
+
+def _sentence(told: dict[str, Any]) -> str:
+    return (
+        f"{told['unknown']:,} of {told['parents']:,} parents that {told['source']} names are no "
+        f"human row ({told['such_as']}), so nobody knows whether a holdout row is among them; name "
+        "them by id_column, record_id, SOURCE:ROW or text, or raise provenance.unknown_parents"
+    )
 
 
 def _as_answers(rows: pl.DataFrame, task: Task) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -13,6 +13,13 @@ from synth_assets.assets.failures import shown_to_user
 from synth_assets.assets.stages import check, key, tables
 from synth_assets.lifecycle.draws import clustered
 from synth_assets.lifecycle.measure import Contribution, measure
+from synth_assets.lifecycle.unused import (
+    caution,
+    lines_of,
+    made_of_unused,
+    says_unused,
+    unused_rows,
+)
 from synth_assets.report.picture import contribution_markdown
 from synth_assets.report.tables import markdown_table
 from synth_assets.spec.load import Dataset
@@ -39,7 +46,9 @@ def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
             )
         ],
     )
-    def contribution(train: pl.DataFrame, eval: pl.DataFrame, human: pl.DataFrame) -> Iterator[Any]:
+    def contribution(
+        train: pl.DataFrame, eval: pl.DataFrame, human: pl.DataFrame, **optional: pl.DataFrame
+    ) -> Iterator[Any]:
         groups = human if spec.partition.group_by else None
         trained = clustered(train, groups)
         with shown_to_user():
@@ -54,6 +63,7 @@ def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
                 repeats=spec.measure.repeats,
                 seed=spec.random_seed,
                 first_of_each=spec.human.min_train_per_label if spec.human.limit_train else 0,
+                cautions=_cautions(dataset, train, optional),
             )
         yield dg.Output(found.table(), "contribution", metadata=_metadata(found))
         yield evidence.result(
@@ -72,6 +82,26 @@ def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
 def _of(train: pl.DataFrame, origin: str, weight: float) -> pl.DataFrame:
     """Rows of one origin, each with the weight that it has on its own, without class weights."""
     return train.filter(pl.col("origin") == origin).with_columns(weight=pl.lit(float(weight)))
+
+
+def _cautions(
+    dataset: Dataset, train: pl.DataFrame, optional: Mapping[str, pl.DataFrame]
+) -> list[str]:
+    """How many rows are made of unused human rows, where the dataset allows such rows."""
+    if "set_aside" not in optional:
+        return []
+    human, made = (train.filter(pl.col("origin") == o) for o in ("human", "synthetic"))
+    text, threshold = task_for(dataset.spec).text, dataset.spec.validation.decontaminate
+    unused = unused_rows(optional["set_aside"], optional["human_rejects"], text=text)
+    seeds = optional["seeds"].filter(pl.col("origin") == "handwritten")
+    lines = lines_of(dataset.prompt.text, dataset.spec.generate.system)
+    said = [
+        says_unused(texts, unused, human, text=text, threshold=threshold)
+        for texts in (seeds[text].to_list(), lines)
+    ]
+    shown = seeds["record_id"].gather(said[0]["row"]).to_list()
+    count = made_of_unused(made, optional.get("imported"), shown, always=not said[1].is_empty())
+    return [caution(count, made.height)]
 
 
 def _metadata(found: Contribution) -> dict[str, Any]:

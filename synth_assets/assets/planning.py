@@ -20,10 +20,12 @@ from synth_assets.lifecycle.plan import PlanRules, balance_to_largest, fill_shar
 from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.seats import Seats, seated
 from synth_assets.lifecycle.support import Finding, Names, meant, of_plan
+from synth_assets.lifecycle.unused import lines_of, says_unused, unused_rows
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
 from synth_assets.spec.model import AtLeastTarget, BalanceTarget, CountsTarget
 from synth_assets.spec.prompt import PromptError, Trial
+from synth_assets.store.digest import frame_digest
 from synth_assets.store.erasures import Log
 from synth_assets.tasks import task_for
 
@@ -52,7 +54,63 @@ def plan_checks(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
     return [
         leak_check(dataset, "seeds", "No unseen row, nor a near-copy, is a seed.", in_seeds),
         leak_check(dataset, "plan", "No prompt shows an unseen row or a near-copy.", in_prompts),
+        *_unused_check(dataset),
     ]
+
+
+def _unused_check(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
+    """What is written by hand shows no human row that training does not use, unless it may.
+
+    Only where there can be any: a limit leaves rows out, hand-written seeds may say a reject.
+    """
+    spec, task = dataset.spec, task_for(dataset.spec)
+    limited = spec.human.limit_train is not None or bool(dataset.handwritten_seeds)
+    if spec.validation.derived_from_unused == "allow" or not limited:
+        return []
+    others = ("seeds", "human_train", "set_aside", "human_rejects")
+
+    @dg.asset_check(
+        asset=key(dataset, "plan"),
+        name="no_unused",
+        description="No prompt shows a human row that training does not use.",
+        blocking=True,
+        additional_ins={name: dg.AssetIn(key=key(dataset, name)) for name in others},
+        op_tags={"synth/dataset": dataset.name},
+    )
+    def no_unused(
+        plan: pl.LazyFrame,
+        seeds: pl.DataFrame,
+        human_train: pl.DataFrame,
+        set_aside: pl.DataFrame,
+        human_rejects: pl.DataFrame,
+    ) -> dg.AssetCheckResult:
+        train = human_train.filter(pl.col("split") == "train")
+        written = seeds.filter(pl.col("origin") == "handwritten")[task.text].to_list()
+        found = says_unused(
+            [*written, *lines_of(dataset.prompt.text, spec.generate.system)],
+            unused_rows(set_aside, human_rejects, text=task.text),
+            train,
+            text=task.text,
+            threshold=spec.validation.decontaminate,
+        )
+        read = (seeds, human_train, set_aside, human_rejects)
+        return evidence.result(
+            key(dataset, "plan"),
+            "no_unused",
+            found.drop("row"),
+            description="" if found.is_empty() else _shows_unused(dataset, found),
+            compared_with={name: frame_digest(t) for name, t in zip(others, read, strict=True)},
+        )
+
+    return [no_unused]
+
+
+def _shows_unused(dataset: Dataset, found: pl.DataFrame) -> str:
+    return (
+        f"{found.height} hand-written seeds or lines of the prompt say a human row that training "
+        f"does not use, such as {shown(found['excerpt'][0])}; take it out, or declare "
+        "validate.derived_from_unused: allow"
+    )
 
 
 def _seeds(dataset: Dataset) -> dg.AssetsDefinition:

@@ -31,7 +31,9 @@ def import_candidates(
     wanted = dict(calls.select("cell", "wanted").unique().iter_rows())
     schema = candidate_schema(task_for(dataset.spec))
     return imported.with_columns(
-        pl.col("cell").replace_strict(wanted, default=0, return_dtype=pl.Int32).alias("wanted")
+        pl.col("cell").replace_strict(wanted, default=0, return_dtype=pl.Int32).alias("wanted"),
+        # A detail without a problem is a note on descent, nothing that is wrong with the row.
+        pl.when(pl.col("problem").is_not_null()).then("problem_detail").alias("problem_detail"),
     ).select(list(schema))
 
 

@@ -84,6 +84,8 @@ RELEASE = Stage(
     ("train", "validation", "eval", "contribution", "rejects", "human_rejects", "set_aside"),
     "An immutable version: tables, manifest, card.",
 )
+# What the contribution of a dataset that allows rows made of unused human rows is counted from too.
+_COUNTED = ("human_rejects", "set_aside", "imported", "seeds")
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (*_TABLES, RELEASE)}
 COMMON_STAGES = {name: stage for name, stage in STAGES.items() if name not in _IMPORTING}
 
@@ -106,7 +108,9 @@ def free_stages(dataset: Dataset) -> list[str]:
 def parents_of(dataset: Dataset, stage: str) -> list[str]:
     """``source`` and the stages that ``stage`` of ``dataset`` is made from."""
     present = {SOURCE, *stages_of(dataset)}
-    return [parent for parent in STAGES[stage].parents if parent in present]
+    allowed = stage == "contribution" and dataset.spec.validation.derived_from_unused == "allow"
+    parents = (*STAGES[stage].parents, *(_COUNTED if allowed else ()))
+    return [parent for parent in parents if parent in present]
 
 
 def made_from(dataset: Dataset, stage: str) -> list[str]:

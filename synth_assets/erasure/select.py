@@ -12,10 +12,11 @@ import orjson
 import polars as pl
 
 from synth_assets.assets.source import reading_of
+from synth_assets.cells import GROUP_MARK, tidy
 from synth_assets.erasure.impact import read_table, versions_of
 from synth_assets.errors import UsageError, shown
 from synth_assets.lifecycle.descent import Known, normalised, raw_descendants
-from synth_assets.lifecycle.tombstones import ERASED, GROUP_MARK, Tombstones, groups, mark, records
+from synth_assets.lifecycle.tombstones import ERASED, Tombstones, groups, mark, records
 from synth_assets.settings import Home
 from synth_assets.spec.load import Dataset
 from synth_assets.store.erasures import Log
@@ -143,7 +144,7 @@ class _Finder:
 
     def by_group(self, values: tuple[str, ...]) -> Known:
         columns = self.reading.group_by
-        if len(values) != len(columns) or not any(values):
+        if len(values) != len(columns) or not any(map(tidy, values)):
             raise UsageError(
                 f"partition.group_by names {len(columns)} columns, {len(values)} values are given",
                 where=str(self.dataset.file),
@@ -151,7 +152,7 @@ class _Finder:
                 if columns
                 else "select by --source-row, --record or --text-file",
             )
-        return Known(groups=frozenset([GROUP_MARK.join(values)]))
+        return Known(groups=frozenset([GROUP_MARK.join(map(tidy, values))]))
 
     def widened(self, known: Known) -> Known:
         """With every row, in any table, that says the same, is of the group, or holds a text."""

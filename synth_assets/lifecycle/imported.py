@@ -11,7 +11,6 @@ column names, ``prompt_version`` empty.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,9 @@ import orjson
 import polars as pl
 
 from schemas.synthetic import PROVENANCE
+from synth_assets.cells import tidied, trimmed
 from synth_assets.errors import SourceError, shown
+from synth_assets.lifecycle.naming import read_list
 from synth_assets.lifecycle.records import column_digests, with_record_id
 
 PREFIX = "import:"
@@ -64,8 +65,9 @@ def import_rows(raw: pl.DataFrame, rules: ImportRules) -> tuple[pl.DataFrame, pl
     """(rows, rejects); their heights add up to that of ``raw``.
 
     Rows: ``record_id``, ``origin`` ("synthetic"), payload columns, ``PROVENANCE``; sorted by source
-    and row, texts stripped. Rejects: ``REJECTS``; reasons are the reader's problem,
-    ``missing_<column>`` for an empty payload cell, ``bad_parents`` for a list that is none.
+    and row, texts trimmed, labels tidied (``cells``). Rejects: ``REJECTS``; reasons are the
+    reader's problem, ``missing_<column>`` for an empty payload cell, ``bad_parents`` for a list
+    that is none.
 
     Raises SourceError: a column the rules name is not there.
     """
@@ -75,8 +77,9 @@ def import_rows(raw: pl.DataFrame, rules: ImportRules) -> tuple[pl.DataFrame, pl
             raise SourceError(
                 f"no column {shown(column)}; found {found}", fix="name one of the columns found"
             )
+    label = rules.payload[rules.stratum]
     rows = raw.sort("_source", "_row").with_columns(
-        pl.col(column).str.strip_chars() for column in rules.columns
+        (tidied if column == label else trimmed)(pl.col(column)) for column in rules.columns
     )
     parents = [_parents(cell) for cell in _cells(rows, rules.parents_column)]
     rows = rows.with_columns(
@@ -172,11 +175,9 @@ def _parents(cell: str | None) -> list[str] | None:
     if not cell.startswith("["):
         return [part.strip() for part in cell.split(",") if part.strip()]
     try:
-        found = json.loads(cell)
-    except (ValueError, RecursionError):
+        return read_list(cell)
+    except ValueError:
         return None
-    good = all(isinstance(part, str | int) and not isinstance(part, bool) for part in found)
-    return [str(part) for part in found] if good else None
 
 
 def _attributes(rows: pl.DataFrame, columns: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Final, Literal
 import orjson
 import polars as pl
 
+from synth_assets.cells import GROUP_MARK, group_of
 from synth_assets.text import normalise
 
 Kind = Literal["text", "group", "record"]
@@ -32,7 +33,6 @@ KINDS: Final[tuple[Kind, ...]] = ("text", "group", "record")
 # What is wrong with a row that was erased: its ``_problem``, and the reason it is a reject.
 ERASED: Final = "erased"
 MARK_CHARS: Final = 32
-GROUP_MARK: Final = "\x1f"
 _SERVICE: Final = ("_source", "_row", "_problem", "_raw", "_load_id")
 _STUB: Final = re.compile(r'"erased:([0-9a-f]{32})"')
 
@@ -104,14 +104,18 @@ class Tombstones:
     def _found(self, frame: pl.DataFrame, how: Reading) -> list[str | None]:
         """The mark by which each row is known to be erased."""
         found: list[str | None] = [None] * frame.height
-        values: dict[Kind, Sequence[str | None]] = {
-            "text": frame.select(normalise(pl.col(how.text))).to_series().to_list()
-            if how.text in frame.columns
-            else [],
-            "group": groups(frame, how.group_by).to_list(),
-            "record": records(frame).to_list() if "_raw" in frame.columns else [],
-        }
-        for kind, column in values.items():
+        values: list[tuple[Kind, Sequence[str | None]]] = [
+            (
+                "text",
+                frame.select(normalise(pl.col(how.text))).to_series().to_list()
+                if how.text in frame.columns
+                else [],
+            ),
+            ("group", groups(frame, how.group_by).to_list()),
+            ("group", _as_written(frame, how.group_by).to_list()),
+            ("record", records(frame).to_list() if "_raw" in frame.columns else []),
+        ]
+        for kind, column in values:
             marks = self.marks.get(kind, frozenset())
             if not marks:
                 continue
@@ -136,7 +140,14 @@ def mark(salt: str, kind: str, value: str) -> str:
 
 
 def groups(frame: pl.DataFrame, group_by: Sequence[str]) -> pl.Series:
-    """The group of each row, as the tables write it; null without columns, or of empty cells."""
+    """The group of each row, as the tables write it; null without columns, or of blank cells."""
+    if not group_by or not set(group_by) <= set(frame.columns):
+        return pl.Series("group", [None] * frame.height, dtype=pl.String)
+    return frame.select(group_of(group_by).alias("group")).to_series()
+
+
+def _as_written(frame: pl.DataFrame, group_by: Sequence[str]) -> pl.Series:
+    """Groups as erasures of former versions marked them: the cells as they stand, joined."""
     if not group_by or not set(group_by) <= set(frame.columns):
         return pl.Series("group", [None] * frame.height, dtype=pl.String)
     joined = pl.concat_list([pl.col(name).fill_null("") for name in group_by]).list.join(GROUP_MARK)

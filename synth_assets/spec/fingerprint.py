@@ -119,12 +119,14 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "task.labels.*",
         "partition.group_by",
         "validate.decontaminate",
+        "validate.derived_from_unused",
     ),
     # A leak check has a threshold; another threshold needs another verdict, and a verdict is made
     # together with its stage.
     "seeds": ("seeds", "random_seed", "validate.decontaminate"),
     "plan": (
         "validate.decontaminate",
+        "validate.derived_from_unused",
         "task.labels",
         "generate.prompt",
         "generate.system",
@@ -166,8 +168,16 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "blend.weights",
         "partition.group_by",
         "human.min_train_per_label",
+        "validate.derived_from_unused",
     ),
     "release": ("release", "description", "source.license", "import.license"),
+}
+
+# Keys that came later. At these values they change nothing, and are left out of code versions, so
+# that datasets made before are not made again.
+ADDED: dict[str, Any] = {
+    "validate.derived_from_unused": "reject",
+    "import.provenance.unknown_parents": {"warn_above": 0.05, "block_above": 0.5},
 }
 
 EXCLUDED: dict[str, str] = {
@@ -199,8 +209,9 @@ EXCLUDED: dict[str, str] = {
 
 def code_version(dataset: Dataset, stage: str) -> str:
     """First 16 hex digits of the sha256 over what shapes ``stage`` (a key of ``SHAPES``)."""
-    declared = dataset.spec.model_dump(mode="json", by_alias=True)
+    declared = _without_added(dataset.spec.model_dump(mode="json", by_alias=True))
     ingredients = {path: _value(declared, path) for path in SHAPES[stage]}
+    ingredients = {p: v for p, v in ingredients.items() if p not in ADDED or v is not None}
     files: dict[str, Any] = {}
     if stage == "plan":
         files["prompt"] = dataset.prompt.text
@@ -252,6 +263,22 @@ def _value(declared: dict[str, Any], path: str) -> Any:
     if root == _ONE and declared[_ONE]:
         return _at(declared, path)
     return [_at(source, rest) for source in declared[_SEVERAL] if _root(source) == root]
+
+
+def _without_added(declared: dict[str, Any]) -> dict[str, Any]:
+    """``declared`` without the values of ``ADDED`` that are still what they are there."""
+    for path, default in ADDED.items():
+        root, _, rest = path.partition(".")
+        several = root in (_ONE, _IMPORT)
+        own = [one for one in (declared[_ONE], *declared[_SEVERAL]) if one and _root(one) == root]
+        for node in own if several else [declared]:
+            *sections, last = (rest if several else path).split(".")
+            inner: Any = node
+            for section in sections:
+                inner = inner.get(section) if isinstance(inner, dict) else None
+            if isinstance(inner, dict) and inner.get(last) == default:
+                del inner[last]
+    return declared
 
 
 def _root(source: dict[str, Any]) -> str:

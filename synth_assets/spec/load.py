@@ -237,7 +237,7 @@ def _read_seeds(
             continue
         trouble = task.seed_problem(value)
         if trouble is None:
-            rows.append({key: str(value[key]) for key in task.payload})
+            rows.append(task.seed(value))
         else:
             problems.append(
                 SpecProblem(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from synth_assets.cells import tidy
 from synth_assets.spec.base import Name, Number, Strict, fail
 from synth_assets.spec.refresh import Refresh
 from synth_assets.spec.sources import AnySource, Role
@@ -21,6 +22,26 @@ Owner = Annotated[
     str,
     Field(pattern=r"^(team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,})$"),
 ]
+
+
+def _distinct(names: list[str]) -> None:
+    """Refuse names that are blank, or that are one label as labels are compared."""
+    first: dict[str, str] = {}
+    for name in names:
+        if not tidy(name):
+            raise fail("labels", "label names are unique and not blank", value=name)
+        if tidy(name) not in first:
+            first[tidy(name)] = name
+            continue
+        same = first[tidy(name)]
+        raise fail(
+            "labels",
+            "label names are unique and not blank"
+            if name == same
+            else "two names of one label: blanks and Unicode form make no difference",
+            value=name if name == same else f"{same!a} and {name!a}",
+            fix="keep one of the two",
+        )
 
 
 class ClassificationTask(Strict):
@@ -40,18 +61,24 @@ class ClassificationTask(Strict):
             return dict.fromkeys(self.labels, "")
         return dict(self.labels or {})
 
+    @field_validator("labels")
+    @classmethod
+    def _labels_as_they_are_compared(
+        cls, labels: dict[str, str] | list[str] | None
+    ) -> dict[str, str] | list[str] | None:
+        if labels is None:
+            return None
+        _distinct(list(labels))
+        if isinstance(labels, list):
+            return [tidy(name) for name in labels]
+        return {tidy(name): text for name, text in labels.items()}
+
     @model_validator(mode="after")
     def _labels_make_sense(self) -> Self:
         if self.text == self.label:
             raise fail("same_column", "text and label are the same column", key="label")
-        names = list(self.labels or [])
-        if self.labels is not None and len(names) < 2:
+        if self.labels is not None and len(self.labels) < 2:
             raise fail("labels", "a classification needs at least two labels", key="labels")
-        for name in names:
-            if not name.strip() or names.count(name) > 1:
-                raise fail(
-                    "labels", "label names are unique and not blank", key="labels", value=name
-                )
         return self
 
 
@@ -86,6 +113,12 @@ class Human(Strict):
         description="Glob patterns of label values that are not used (set aside, counted).",
     )
     min_rows_per_label: Annotated[int, Field(ge=1)] = 1
+
+    @field_validator("drop_labels")
+    @classmethod
+    def _patterns_as_labels_are_compared(cls, patterns: list[str]) -> list[str]:
+        return [tidy(pattern) for pattern in patterns]
+
     limit_train: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="Use at most this many human training rows."
     )
@@ -125,6 +158,14 @@ class BalanceTarget(Strict):
 
 class CountsTarget(Strict):
     per_label: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
+
+    @field_validator("per_label")
+    @classmethod
+    def _labels_as_they_are_compared(cls, rows: int | dict[str, int]) -> int | dict[str, int]:
+        if isinstance(rows, int):
+            return rows
+        _distinct(list(rows))
+        return {tidy(label): count for label, count in rows.items()}
 
 
 class AtLeastTarget(Strict):
@@ -292,6 +333,12 @@ class Validate(Strict):
         description="When two texts are one: `signs` if words and signs are the same (C++ is not "
         "C#, `:)` is not `:(`), `words` if the words are, `exact` if every character is. Decides "
         "duplicates, contradictions and what a synthetic row repeats; never leaks.",
+    )
+    derived_from_unused: Literal["reject", "allow"] = Field(
+        default="reject",
+        description="A synthetic row made of a human row that training does not use (beyond "
+        "human.limit_train, set aside, or a reject): its contribution would be that row's. With "
+        "`allow` such rows count, and the contribution's sentence says how many there are.",
     )
     min_chars: Annotated[int, Field(ge=1)] = 3
     max_chars: Annotated[int, Field(ge=1)] = 20_000

@@ -65,6 +65,19 @@ JsonPath = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_j
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 
 
+class UnknownParents(Strict):
+    """Shares of the parents named in a source that may be no human row that is known."""
+
+    warn_above: Annotated[Number, Field(ge=0, le=1)] = Field(
+        default=0.05, description="A larger share is a warning (check parents_found)."
+    )
+    block_above: Annotated[Number, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="A larger share holds everything below (check descent_known): descent would "
+        "tell nothing of the holdout. 1: never.",
+    )
+
+
 class Provenance(Strict):
     """Of rows that a model wrote elsewhere: by which model, and from which rows."""
 
@@ -78,6 +91,7 @@ class Provenance(Strict):
         "a JSON list, or commas between. A row written from a holdout or validation row is "
         "rejected.",
     )
+    unknown_parents: UnknownParents = Field(default_factory=UnknownParents)
     attributes_columns: list[Name] = Field(
         default_factory=list, description="Columns that become the row's attributes."
     )

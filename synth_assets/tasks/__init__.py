@@ -82,6 +82,9 @@ class Task(Protocol):
     def seed_problem(self, value: object) -> Trouble | None:
         """What is wrong with a hand-written seed, if anything."""
 
+    def seed(self, value: Mapping[str, str]) -> dict[str, str]:
+        """A hand-written seed with nothing wrong: its payload columns, the stratum tidied."""
+
     def answer_schema(self, rows: int) -> dict[str, Any]:
         """JSON schema of a structured answer; its ``rows`` array holds the items."""
 

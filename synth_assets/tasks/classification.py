@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from synth_assets.cells import group_of, tidied, tidy, trimmed
 from synth_assets.errors import shown
 from synth_assets.tasks import Trouble
 from synth_assets.text import FORMS, SameText, normalise
@@ -68,19 +69,18 @@ class Classification:
         A row is set aside for the first reason that applies: a reader's problem, missing_text,
         too_short, too_long, missing_label, dropped_label, unknown_label, rare_label,
         conflicting_labels (one text, in the form of ``same_text``, under several labels: none is
-        kept), duplicate (the first row of the source is kept). The group of a row without one is
-        its words, whatever the form. Nothing is dropped: rows + rejects = raw.
+        kept), duplicate (the first row of the source is kept). Nothing is dropped: rows + rejects
+        = raw. Labels are tidied (``cells.tidy``). A row whose group cells say nothing is grouped by
+        its words, whatever the form of texts.
         """
         rows = (
             raw.sort("_source", "_row")
             .select(
                 pl.col("_source").alias("source"),
                 pl.col("_row").cast(pl.Int64).alias("source_row"),
-                pl.col(self.text_column).str.strip_chars().alias("text"),
-                pl.col(self.label_column).str.strip_chars().alias("label"),
-                pl.concat_list([pl.col(c).fill_null("") for c in self.group_by])
-                .list.join("\x1f")
-                .alias("group")
+                trimmed(pl.col(self.text_column)).alias("text"),
+                tidied(pl.col(self.label_column)).alias("label"),
+                group_of(self.group_by).alias("group")
                 if self.group_by
                 else pl.lit(None, pl.String).alias("group"),
                 pl.col("_problem").alias("reason"),
@@ -188,9 +188,9 @@ class Classification:
             return Trouble(str(key), "unknown key", shown(value[key]), "keys are text and label")
         for key in self.payload:
             cell = value.get(key)
-            if not isinstance(cell, str) or not cell.strip():
+            if not isinstance(cell, str) or not tidy(cell):
                 return Trouble(key, "a text is missing here", shown(cell), f"write {key!r}")
-        if self.labels is not None and value["label"] not in self.labels:
+        if self.labels is not None and tidy(value["label"]) not in self.labels:
             return Trouble(
                 "label",
                 "unknown label",
@@ -198,6 +198,9 @@ class Classification:
                 f"use one of: {', '.join(self.labels)}",
             )
         return None
+
+    def seed(self, value: Mapping[str, str]) -> dict[str, str]:
+        return {"text": value["text"], "label": tidy(value["label"])}
 
     # --- examples ---------------------------------------------------------------------------
 
