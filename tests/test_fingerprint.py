@@ -76,6 +76,7 @@ OTHER: dict[str, Any] = {
     "source.columns": {"body": "json"},
     "source.extra_columns": "freeze",
     "source.params": {"q": 2},
+    "validate.derived_from_unused": "allow",
     "seeds.file": "other.jsonl",
     "seeds.strategy": "random",
     "validate.same_text": "words",

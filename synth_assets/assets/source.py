@@ -18,7 +18,7 @@ from synth_assets.assets.stages import IMPORT_SOURCE, SOURCE, key
 from synth_assets.assets.workbench import Workbench
 from synth_assets.lifecycle.imported import UNKNOWN_MODEL, ImportRules
 from synth_assets.lifecycle.tombstones import Reading, Tombstones
-from synth_assets.settings import Home
+from synth_assets.settings import Home, defs_roots
 from synth_assets.sources import cards, huggingface, objects, parquet, rest, sql
 from synth_assets.sources.artifacts import PackageArtifact, extract_member
 from synth_assets.sources.contract import ColumnType, Contract
@@ -37,7 +37,7 @@ from synth_assets.spec.sources import (
     Role,
     SqlSource,
 )
-from synth_assets.store.erasures import Log
+from synth_assets.store.erasures import stones_for
 from synth_assets.tasks import task_for
 
 # What an observation has read of a database or an API lands without being read again, once, in the
@@ -121,7 +121,7 @@ def look(dataset: Dataset, home: Home, role: Role = "human") -> tuple[list[Seen]
         SourceError: a source that cannot be seen.
     """
     seen, versions = [], []
-    erased = Log(home.root, dataset.name).tombstones().digest
+    erased = stones_for(home.root, dataset.name, defs_roots()).digest
     for place, source in enumerate(dataset.spec.sources_of(role)):
         declared = ""
         if isinstance(source, SqlSource) and source.version_query:
@@ -142,7 +142,7 @@ def reading_of(dataset: Dataset) -> Reading:
 
 def drop_copies(dataset: Dataset, home: Home, seen: list[Seen]) -> None:
     """Once a row was erased: fetched copies of files, which may hold it, are not kept."""
-    if not Log(home.root, dataset.name).tombstones():
+    if not stones_for(home.root, dataset.name, defs_roots()):
         return
     for source in dataset.spec.all_sources:
         if isinstance(source, PackageSource):
@@ -210,7 +210,7 @@ def _together(dataset: Dataset, role: Role, versions: list[str], home: Home) -> 
         names = [source.name for source in dataset.spec.sources_of(role)]
         body = json.dumps([list(pair) for pair in zip(names, versions, strict=True)])
         together = hashlib.sha256(body.encode()).hexdigest()
-    erased = Log(home.root, dataset.name).tombstones().digest
+    erased = stones_for(home.root, dataset.name, defs_roots()).digest
     if not erased:
         return together
     return hashlib.sha256(json.dumps([together, erased]).encode()).hexdigest()
@@ -219,7 +219,7 @@ def _together(dataset: Dataset, role: Role, versions: list[str], home: Home) -> 
 def _look(dataset: Dataset, source: AnySource, home: Home, place: int) -> Seen:
     told = warning = ""
     classes: Mapping[str, Sequence[str]] = {}
-    erased, reading = Log(home.root, dataset.name).tombstones(), reading_of(dataset)
+    erased, reading = stones_for(home.root, dataset.name, defs_roots()), reading_of(dataset)
     conceal = erased.conceal(reading)
     folder = home.root / "snapshots" / dataset.name / (source.name or f"source{place or ''}")
     match source:

@@ -18,6 +18,7 @@ from synth_assets.terminal import (
     as_json,
     clean_errors,
     plain,
+    plain_lines,
     print_table,
     print_warnings,
     table,
@@ -29,6 +30,7 @@ KEPT_ELSEWHERE = (
     "exported, homes made by synth reproduce, backups, models trained on a release, and what the "
     "model's provider keeps of requests."
 )
+NO_FOLDER_LINE = "which no folder declares (a former name; SYNTH_DEFS adds folders)"
 OWN_SOURCE = (
     "The source itself is yours: take the rows out of it, too. Until then they are left out of "
     "every load."
@@ -57,28 +59,36 @@ def selected(function: F) -> F:
 def impact(dataset: str, as_json: bool, **words: Any) -> None:
     """Show what descends from a row of the source: rows, prompts, calls, releases, exports.
 
-    Every kept version counts, not only what now stands.
+    Every kept version counts, not only what now stands. DATASET may be a name without a folder:
+    what a dataset was called before it was renamed. What such names hold is shown in any case.
 
     Example: synth impact work_orders --source-row human.csv:12
     """
     from synth_assets.erasure.erase import outlook
     from synth_assets.erasure.impact import impact as find
+    from synth_assets.erasure.past import is_past
     from synth_assets.erasure.select import Selector, select
 
-    declared = discover(defs_roots()).datasets
-    named = dataset_named(dataset, defs_roots())
+    named, declared, past = _named(dataset)
     with OpenInstance() as instance:
         selector = Selector(**_words(words))
         known = select(named, home(), instance, selector)
         # Before it is widened by what descends: the marks are those of the rows themselves.
-        after = outlook(named, home(), instance, known, selector)
-        found = find(named, declared, home(), instance, known)
-    told = _told(found) | {"warnings": _lines(after.findings)}
+        findings = (
+            [] if is_past(named) else outlook(named, home(), instance, known, selector).findings
+        )
+        found = find(named, declared, home(), instance, known.copy())
+        others = [find(one, declared, home(), instance, known.copy()) for one in past]
+    kept = [_told(one, declared) for one in others if not one.nothing]
+    told = _told(found, declared) | {"past_names": kept, "warnings": _lines(findings)}
     if as_json:
         click.echo(json.dumps(told))
         return
     _show(told)
     _warn(told["warnings"])
+    for one in told["past_names"]:
+        click.echo(f"{plain_lines(one['dataset'])}, {NO_FOLDER_LINE}:")
+        _show(one)
 
 
 @click.command()
@@ -97,14 +107,16 @@ def erase(
     Without --yes it says what would be deleted and how many calls would be asked anew. Tables,
     calls, releases, exports, what has landed, and Dagster's records go; a mark without any text
     keeps the row out of later loads. An erasure that was cut short is finished first; with --yes
-    and nothing selected, that is all.
+    and nothing selected, that is all. What names without a folder hold of the row goes, too;
+    DATASET may be such a name.
 
     Example: synth erase work_orders --source-row human.csv:12 --reason "request 17" --yes
     """
     from synth_assets.erasure.erase import is_pending
+    from synth_assets.erasure.past import is_past
 
     given = _words(words)
-    named = dataset_named(dataset, defs_roots())
+    named, declared, past = _named(dataset)
     waiting = is_pending(home(), dataset)
     if waiting and not yes:
         raise Incomplete(
@@ -116,9 +128,9 @@ def erase(
             fix="one of --source-row SOURCE:ROW, --record ID, --text-file FILE, --group VALUE",
         )
     with OpenInstance() as instance:
-        told = _erased(named, instance, given, reason, yes=yes, say=not as_json)
+        told = _erased(named, declared, past, instance, given, reason, yes=yes, say=not as_json)
     code = 0
-    if yes and not no_rebuild:
+    if yes and not no_rebuild and not is_past(named):
         rebuilt, code = _rebuilt(named, say=not as_json)
         told["rebuilt"] = rebuilt
     if as_json:
@@ -138,19 +150,48 @@ def _words(words: dict[str, Any]) -> dict[str, Any]:
     return {**words, "group": tuple(words["group"])}
 
 
+def _named(name: str) -> tuple[Any, dict[str, Any], list[Any]]:
+    """The dataset of that name, all of which anything is known, and past names but for itself.
+
+    Raises:
+        SynthError: there is none, or it is broken.
+    """
+    from synth_assets.erasure.past import past_datasets
+
+    found = discover(defs_roots())
+    past = past_datasets(home(), found)
+    named = past[name] if name in past else dataset_named(name, defs_roots())
+    return named, {**found.datasets, **past}, [one for one in past.values() if one.name != name]
+
+
 def _erased(
-    dataset: Any, instance: Any, given: dict[str, Any], reason: str, *, yes: bool, say: bool
+    dataset: Any,
+    declared: dict[str, Any],
+    past: list[Any],
+    instance: Any,
+    given: dict[str, Any],
+    reason: str,
+    *,
+    yes: bool,
+    say: bool,
 ) -> dict[str, Any]:
-    """Finishes what is left of an erasure, then looks, and deletes if it is to."""
+    """Finishes what is left of an erasure, then looks, and deletes if it is to.
+
+    Past names come first: once the row is gone from the dataset itself, nobody could say again
+    whose data is meant.
+    """
     from synth_assets.erasure.erase import alone, finish
     from synth_assets.erasure.select import NothingLeft, Selector, select
 
-    declared, where = discover(defs_roots()).datasets, home()
+    where = home()
     told: dict[str, Any] = {"dataset": dataset.name, "erased": False, "finished": None}
     notify = _to_stderr if say else _silent
     if not yes:
         known = select(dataset, where, instance, Selector(**given))
-        return told | _seen(dataset, declared, instance, known, given, say=say)[0]
+        others = _of_past_names(past, declared, instance, known, given, say=say)
+        needed = not others["past_names"]
+        own, _ = _seen(dataset, declared, instance, known.copy(), given, say=say, needed=needed)
+        return told | own | others
     with alone(where, instance, dataset.name, notify):
         told["finished"] = finish(dataset, declared, where, instance)
         if told["finished"] and say:
@@ -159,19 +200,62 @@ def _erased(
             return told
         try:
             known = select(dataset, where, instance, Selector(**given))
-            return told | _deleted(dataset, declared, instance, known, given, reason, say=say)
+            others = _of_past_names(past, declared, instance, known, given, reason, say=say)
+            # Where only a past name held it, the mark that keeps it away is still to be written.
+            needed = not others["past_names"]
+            words = (dataset, declared, instance, known.copy(), given, reason)
+            return told | _deleted(*words, say=say, needed=needed) | others
         except NothingLeft as nothing:
             if say:
                 click.echo(str(nothing.problem))
             return told | {"already": nothing.problem}
 
 
+def _of_past_names(
+    past: list[Any],
+    declared: Any,
+    instance: Any,
+    known: Any,
+    given: dict[str, Any],
+    reason: str | None = None,
+    *,
+    say: bool,
+) -> dict[str, Any]:
+    """What names without a folder hold of it; with a ``reason`` that is deleted."""
+    from synth_assets.erasure.erase import alone, finish
+    from synth_assets.erasure.impact import impact as find
+
+    told = []
+    for one in past:
+        if reason is not None:
+            with alone(home(), instance, one.name, _to_stderr if say else _silent):
+                finish(one, declared, home(), instance)
+        if find(one, declared, home(), instance, known.copy()).nothing:
+            continue
+        if say:
+            click.echo(f"{plain_lines(one.name)}, {NO_FOLDER_LINE}:")
+        if reason is None:
+            told.append(_seen(one, declared, instance, known.copy(), given, say=say)[0])
+            continue
+        with alone(home(), instance, one.name, _to_stderr if say else _silent):
+            told.append(_deleted(one, declared, instance, known.copy(), given, reason, say=say))
+    return {"past_names": told}
+
+
 def _deleted(
-    dataset: Any, declared: Any, instance: Any, known: Any, given: Any, reason: str, *, say: bool
+    dataset: Any,
+    declared: Any,
+    instance: Any,
+    known: Any,
+    given: Any,
+    reason: str,
+    *,
+    say: bool,
+    needed: bool = True,
 ) -> dict[str, Any]:
     from synth_assets.erasure.erase import erase as delete
 
-    told, seen = _seen(dataset, declared, instance, known, given, say=say)
+    told, seen = _seen(dataset, declared, instance, known, given, say=say, needed=needed)
     told["removed"] = delete(seen, dataset, declared, home(), instance, reason=reason)["removed"]
     told["erased"] = True
     if say:
@@ -182,19 +266,26 @@ def _deleted(
 
 
 def _seen(
-    dataset: Any, declared: Any, instance: Any, known: Any, given: Any, *, say: bool
+    dataset: Any,
+    declared: Any,
+    instance: Any,
+    known: Any,
+    given: Any,
+    *,
+    say: bool,
+    needed: bool = True,
 ) -> tuple[dict[str, Any], Any]:
     from synth_assets.erasure.erase import prospect
     from synth_assets.erasure.select import NothingLeft, Selector, tombstoned
     from synth_assets.store.erasures import Log
 
     seen = prospect(dataset, declared, home(), instance, known, Selector(**given))
-    if seen.impact.nothing:
+    if seen.impact.nothing and needed:
         if tombstoned(known, Log(home().root, dataset.name).tombstones()):
             raise NothingLeft("it was erased before", where=dataset.name)
         raise UsageError("nothing of it is here", where=dataset.name, fix="check what was selected")
     anew = seen.after.asked_anew
-    told: dict[str, Any] = {"impact": _told(seen.impact), "asked_anew": anew}
+    told: dict[str, Any] = {"impact": _told(seen.impact, declared), "asked_anew": anew}
     told["warnings"] = _lines(seen.after.findings)
     if say:
         _show(told["impact"])
@@ -223,9 +314,16 @@ def _warn(lines: list[str] | None) -> None:
     print_warnings(lines or [], "after the erasure")
 
 
-def _told(found: Any) -> dict[str, Any]:
+def _told(found: Any, declared: dict[str, Any]) -> dict[str, Any]:
     from synth_assets.erasure.erase import counts_of
+    from synth_assets.erasure.past import is_past
 
+    # What is left as it is: no past names, and no names that only the ledger knows.
+    others = {
+        name: stages
+        for name, stages in found.others.items()
+        if (not is_past(declared[name]) if name in declared else stages)
+    }
     return {
         "dataset": found.dataset,
         "stages": found.stages(),
@@ -233,7 +331,7 @@ def _told(found: Any) -> dict[str, Any]:
         "counts": counts_of(found),
         "releases": [one.to_dict() for one in found.releases],
         "exports": [str(path) for path in found.exports],
-        "other_datasets": found.others,
+        "other_datasets": others,
     }
 
 

@@ -80,18 +80,27 @@ def verify(
     help="Keep the newest N tables of every stage besides.",
 )
 @click.option("--orphans", is_flag=True, help="Datasets that are declared nowhere too.")
+@click.option(
+    "--releases", is_flag=True, help="With --orphans: their releases, and Dagster's records, too."
+)
 @as_json
 @clean_errors
-def gc(dataset: str | None, yes: bool, keep_last: int, orphans: bool, as_json: bool) -> None:
+def gc(
+    dataset: str | None, yes: bool, keep_last: int, orphans: bool, releases: bool, as_json: bool
+) -> None:
     """List (with --yes delete) stored tables and temporary files that nothing needs.
 
     What a release or the latest materialisation of a stage refers to stays; so do releases and the
-    ledger, from which every table can be made again without a call.
+    ledger, from which every table can be made again without a call. A dataset that was renamed is
+    declared nowhere under its former name: --orphans, with --releases when all of it is to go.
 
     Example: synth gc work_orders --keep-last 3
     """
+    from synth_assets.erasure.dagster_records import forget
     from synth_assets.upkeep.home import collect_garbage
 
+    if releases and not orphans:
+        raise UsageError("--releases is about datasets declared nowhere", fix="add --orphans")
     with OpenInstance() as instance:
         found = collect_garbage(
             home(),
@@ -101,7 +110,10 @@ def gc(dataset: str | None, yes: bool, keep_last: int, orphans: bool, as_json: b
             delete=yes,
             keep_last=keep_last,
             orphans=orphans,
+            releases=releases,
         )
+        for name in found.freed if yes else ():
+            forget(instance, name)
     listed = found.removed if yes else found.found
     total = sum(one.bytes for one in listed)
     if as_json:
@@ -110,6 +122,7 @@ def gc(dataset: str | None, yes: bool, keep_last: int, orphans: bool, as_json: b
             "bytes": total,
             "items": [one.to_dict() for one in listed],
             "refused": found.refused,
+            "skipped": found.skipped,
         }
         click.echo(json.dumps(told))
     else:
@@ -122,7 +135,7 @@ def gc(dataset: str | None, yes: bool, keep_last: int, orphans: bool, as_json: b
             print_table(made)
         done = "deleted" if yes else "would go, with --yes"
         click.echo(f"{len(listed)} files and folders, {total:,} bytes: {done}")
-    for name, why in found.refused.items():
+    for name, why in (found.refused | found.skipped).items():
         click.echo(f"{plain_lines(name)}: left alone, {plain_lines(why)}", err=True)
     sys.exit(Incomplete.exit_code if found.refused else 0)
 

@@ -24,6 +24,7 @@ from synth_assets.assets.workbench import Notify
 from synth_assets.erasure import dagster_records
 from synth_assets.erasure.aftermath import Aftermath, aftermath
 from synth_assets.erasure.impact import Impact, ReleaseImpact, impact, imported_texts, opened_ledger
+from synth_assets.erasure.past import is_past
 from synth_assets.erasure.select import Selector, marks_of
 from synth_assets.errors import Incomplete, SynthError, UsageError
 from synth_assets.lifecycle.descent import Known
@@ -261,6 +262,9 @@ def _landing(erasure: Erasure) -> None:
                         _delete(path)
     _delete(erasure.home.root / "snapshots" / erasure.dataset.name)
     cache = erasure.home.cache
+    if is_past(erasure.dataset):  # nobody knows what its source was
+        for kind in ("artifacts", "members", "objects"):
+            _delete(cache / kind)
     for source in erasure.dataset.spec.all_sources:
         if isinstance(source, PackageSource):
             _delete(cache / "artifacts" / source.sha256)
@@ -403,6 +407,8 @@ def _versions(erasure: Erasure) -> dict[str, dict[str, int]]:
 
 def _not_in_own_files(dataset: Dataset, known: Known) -> None:
     """Refuse while a file beside the declaration says it: it would be shown again at once."""
+    if is_past(dataset):
+        return
     said = [
         (dataset.prompt.file, known.holds(pl.Series("text", [dataset.prompt.text], pl.String))),
         (dataset.file, known.holds(pl.Series("text", [dataset.file.read_text("utf-8-sig")]))),

@@ -109,7 +109,9 @@ class _Finder:
             raise UsageError(
                 f"no row {shown(place)} has landed",
                 where=self.dataset.name,
-                fix=f"sources: {names}" if names else f"synth run {self.dataset.name}",
+                fix=f"sources: {names}"
+                if names
+                else f"synth run {self.dataset.name}, or name what it was called before",
             )
         if rows["_problem"][0] == ERASED:
             raise NothingLeft(f"{shown(place)} was erased before", where=self.dataset.name)

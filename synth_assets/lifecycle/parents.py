@@ -182,15 +182,17 @@ def resolve(rows: pl.DataFrame, human: HumanRows) -> Resolved:
 def _listed(cell: str, is_text: bool, human: HumanRows) -> str:
     """One parents cell as it is to be read."""
     if cell in human.names and cell not in _BRACKETS:
-        return json.dumps([cell])
+        return json.dumps([cell], ensure_ascii=False)
     try:
         listed = read_list(cell)
     except ValueError:
-        return json.dumps([cell]) if is_text else cell
+        return json.dumps([cell], ensure_ascii=False) if is_text else cell
     if listed is not None and (cell.startswith("[") or not is_text):
-        return cell if _plain_json(cell, listed) else json.dumps(listed)
+        return cell if _plain_json(cell, listed) else json.dumps(listed, ensure_ascii=False)
     if is_text:
-        return json.dumps([cell])
+        return json.dumps([cell], ensure_ascii=False)
+    if is_cut_off(cell):
+        return cell
     if names_nobody(cell):
         return "[]"
     parts = cut(cell, human.knows)
@@ -199,7 +201,7 @@ def _listed(cell: str, is_text: bool, human: HumanRows) -> str:
         others = [part for part in parts if part != cell and human.knows(part)]
         return json.dumps([cell, *others], ensure_ascii=False)
     if cell.startswith("[") and not cell.endswith("]"):
-        return cell if is_cut_off(cell) else json.dumps([cell], ensure_ascii=False)
+        return json.dumps([cell], ensure_ascii=False)
     plain = [part.strip() for part in cell.split(",") if part.strip()]
     return cell if parts == plain else json.dumps(parts, ensure_ascii=False)
 

@@ -47,13 +47,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class Tombstones:
-    """The marks of everything erased from a dataset; without any, nothing is left out."""
+    """The marks of everything erased from a dataset; without any, nothing is left out.
+
+    ``past``: those of names that the dataset may have had before, each with a salt of its own.
+    """
 
     salt: str = ""
     marks: Mapping[Kind, frozenset[str]] = field(default_factory=dict)
+    past: tuple[Tombstones, ...] = ()
 
     def __bool__(self) -> bool:
-        return any(self.marks.values())
+        return any(self.marks.values()) or any(self.past)
 
     @property
     def digest(self) -> str:
@@ -61,7 +65,8 @@ class Tombstones:
         if not self:
             return ""
         body = {kind: sorted(self.marks.get(kind, ())) for kind in KINDS}
-        return hashlib.sha256(orjson.dumps([self.salt, body])).hexdigest()
+        past = [one.digest for one in self.past]
+        return hashlib.sha256(orjson.dumps([self.salt, body, *past])).hexdigest()
 
     def has(self, kind: Kind, value: str) -> bool:
         marks = self.marks.get(kind)
@@ -130,6 +135,10 @@ class Tombstones:
             for place, raw in enumerate(frame["_raw"]):
                 stub = _STUB.fullmatch(raw) if raw else None
                 found[place] = stub[1] if stub else found[place]
+        for former in self.past:
+            found = [
+                one or other for one, other in zip(found, former._found(frame, how), strict=True)
+            ]
         return found
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from synth_assets.lifecycle.tombstones import KINDS, Kind, Tombstones
 from synth_assets.store.content import sync_folder, write_atomically
 
 FOLDER: Final = "erasures"
+DEFS_FILE: Final = "defs.yaml"  # of a dataset's folder, as ``spec.load`` names it
 BEGUN, DONE = "begun", "done"
 _CHAIN_CHARS: Final = 32
 
@@ -160,6 +161,23 @@ class Log:
                 return found, f"line {number} does not follow from the lines before it"
             found.append({**one, "chain": chain})
         return found, ""
+
+
+def stones_for(home: Path, dataset: str, roots: Sequence[Path]) -> Tombstones:
+    """The marks of what was erased from a dataset, and under names that ``roots`` have no folder of.
+
+    Such a name may be what the dataset was called before: erased rows stay away after a renaming.
+
+    Raises:
+        SynthError: as ``Log.lines``.
+    """
+    own = Log(home, dataset).tombstones()
+    others = [name for name in logged(home) if name != dataset]
+    if not others:
+        return own
+    there = {file.parent.name for root in roots for file in root.rglob(DEFS_FILE)}
+    past = [Log(home, name).tombstones() for name in others if name not in there]
+    return replace(own, past=tuple(stones for stones in past if stones))
 
 
 def logged(home: Path) -> list[str]:

@@ -20,12 +20,13 @@ from filelock import FileLock, Timeout
 from synth_assets.settings import Home
 from synth_assets.sources.landing import import_name
 from synth_assets.store.content import CHECKSUM, TABLE, WRITING_LOCK, ContentStore, checksum_path
+from synth_assets.store.releases import CURRENT, ReleaseStore
 
 LEFT_AFTER_S = 3600.0
 # The names under which landing works, and the lock it holds meanwhile.
 _LANDING_WORK, _LANDING_LOCK = (".load-*", ".spill-*"), "lock"
 
-Kind = Literal["table", "temporary", "landing"]
+Kind = Literal["table", "temporary", "landing", "release"]
 TableName = tuple[str, str, str]
 
 
@@ -75,9 +76,19 @@ def find_garbage(
 
 
 def abandoned_landing(home: Home, dataset: str) -> list[Garbage]:
-    """What a dataset that is declared nowhere has landed."""
-    folders = [folder for folder in _landings(home, dataset) if folder.is_dir()]
+    """What a dataset that is declared nowhere has landed, and the snapshots it landed from."""
+    folders = [*_landings(home, dataset), home.root / "snapshots" / dataset]
+    folders = [folder for folder in folders if folder.is_dir()]
     return [Garbage(folder, "landing", dataset, size_of(folder)) for folder in folders]
+
+
+def abandoned_releases(home: Home, dataset: str) -> list[Garbage]:
+    """The releases of a dataset that is declared nowhere, without what is left of erased ones."""
+    store = ReleaseStore(home.releases)
+    found = [store.folder(dataset, version) for version in store.versions(dataset)]
+    pointer = home.releases / dataset / CURRENT
+    found += [pointer] if pointer.exists() else []
+    return [Garbage(path, "release", dataset, size_of(path)) for path in found]
 
 
 def _landings(home: Home, dataset: str) -> list[Path]:
@@ -101,7 +112,7 @@ def remove(home: Home, found: Iterable[Garbage], *, listed_at: float) -> list[Ga
                     checksum_path(one.path).unlink(missing_ok=True)
                     one.path.unlink(missing_ok=True)
                     gone.append(one)
-        elif one.kind == "temporary" or _nobody_lands(home, one.dataset):
+        elif one.kind in ("temporary", "release") or _nobody_lands(home, one.dataset):
             _delete(one.path)
             gone.append(one)
     return gone

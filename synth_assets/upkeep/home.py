@@ -24,7 +24,14 @@ from synth_assets.sources.landing import dataset_of
 from synth_assets.spec.load import Discovery
 from synth_assets.store.content import ContentStore
 from synth_assets.store.erasures import logged
-from synth_assets.store.garbage import Garbage, TableName, abandoned_landing, find_garbage, remove
+from synth_assets.store.garbage import (
+    Garbage,
+    TableName,
+    abandoned_landing,
+    abandoned_releases,
+    find_garbage,
+    remove,
+)
 from synth_assets.store.releases import ReleaseStore
 from synth_assets.store.verify import (
     Problem,
@@ -51,19 +58,30 @@ class Verified:
 
 @dataclass
 class Collected:
-    """``found``: what may go; ``removed``: what went; ``refused``: dataset -> why it was left."""
+    """``found``: what may go; ``removed``: what went; ``refused``: dataset -> why it was left;
+    ``skipped``: those that nobody asked for, which is no failure; ``freed``: those of which nothing
+    is kept, not even releases."""
 
     found: list[Garbage] = field(default_factory=list)
     removed: list[Garbage] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    freed: list[str] = field(default_factory=list)
 
 
 def datasets_of(home: Home) -> list[str]:
     """Every dataset that has something in the store or among the releases."""
-    roots = (home.store, home.releases, home.root / "landing")
+    roots = [home.store, home.releases]
+    roots += [home.root / name for name in ("landing", "snapshots", "exports")]
     found = {p.name for root in roots if root.is_dir() for p in root.iterdir() if p.is_dir()}
     found |= set(logged(home.root))
     return sorted({dataset_of(name) for name in found if not name.startswith(".")})
+
+
+def past_names(home: Home, found: Discovery) -> list[str]:
+    """Datasets that have something here and no folder: removed ones, and former names."""
+    known = {*found.datasets, *(broken.name for broken in found.broken)}
+    return [name for name in datasets_of(home) if name not in known]
 
 
 def verify_home(
@@ -131,12 +149,14 @@ def collect_garbage(
     delete: bool = False,
     keep_last: int = 0,
     orphans: bool = False,
+    releases: bool = False,
 ) -> Collected:
     """List what may go, and with ``delete`` let it go; dataset by dataset.
 
     A dataset with a run under way is refused, and so is one that Dagster's instance knows nothing
     of though it has tables: another ``DAGSTER_HOME`` may be using them. Datasets that are not
-    declared, and broken ones, are left alone unless ``orphans``.
+    declared are left alone unless ``orphans``, and their releases, with the tables of these, unless
+    ``releases``; broken ones are always left alone.
 
     Raises:
         UsageError: no such dataset.
@@ -145,10 +165,11 @@ def collect_garbage(
     broken = {b.name for b in found.broken} - found.datasets.keys()
     for name in _chosen(home, {*found.datasets, *broken}, dataset):
         declared = name in found.datasets
-        if not declared and (name in broken or not orphans):
-            why = "its declaration is broken (synth check)" if name in broken else _ORPHAN
-            if dataset is not None or name in broken:
-                collected.refused[name] = why
+        if name in broken:
+            collected.refused[name] = "its declaration is broken (synth check)"
+            continue
+        if not declared and not orphans:
+            (collected.refused if dataset else collected.skipped)[name] = _ORPHAN
             continue
         with _turn(home, name) as ours:
             why = "a run is under way" if not ours else run_under_way(instance, name)
@@ -159,10 +180,15 @@ def collect_garbage(
                 collected.refused[name] = why
                 continue
             listed_at = time.time()
-            needed |= tables_of_releases(ReleaseStore(home.releases), [name])
+            free = releases and not declared
+            if not free:
+                needed |= tables_of_releases(ReleaseStore(home.releases), [name])
             garbage = find_garbage(home, name, needed=needed, keep_last=keep_last)
             if not declared:
                 garbage += abandoned_landing(home, name)
+            if free:
+                garbage += abandoned_releases(home, name)
+                collected.freed.append(name)
             collected.found += garbage
             if delete:
                 collected.removed += remove(home, garbage, listed_at=listed_at)
