@@ -112,9 +112,9 @@ class Records:
         declared = self.declared.get(dataset.name, {})
         latest = {check: self.checks[check] for check in declared if check in self.checks}
         standing = {
-            check.asset_key: entry.last_materialization_record
-            for check in declared
-            if (entry := self.assets.get(check.asset_key)) is not None
+            asset: entry.last_materialization_record
+            for stage in stages_of(dataset)
+            if (entry := self.assets.get(asset := key(dataset, stage))) is not None
         }
         return _check_statuses(self.instance, declared, latest, standing)
 
@@ -183,7 +183,10 @@ def check_statuses(
     and are left out.
     """
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(declared))
-    assets = instance.get_asset_records(list({check.asset_key for check in declared}))
+    # Those that were compared with need not have checks of their own.
+    names = {check.asset_key.path[0] for check in declared}
+    keys = [dg.AssetKey([name, stage]) for name in names for stage in STAGES]
+    assets = instance.get_asset_records(keys)
     standing = {r.asset_entry.asset_key: r.asset_entry.last_materialization_record for r in assets}
     return _check_statuses(instance, declared, latest, standing)
 

@@ -200,6 +200,9 @@ def bad_rows(
         f'["{held}"]',
         held.upper(),
         held.replace(" ", ", ", 1) + "?",
+        f"#{id_of(folder, held).lower()}",
+        f"human.csv:{1 + [row['body'] for row in folder.rows].index(held)}",
+        f"['nobody', '{id_of(folder, held)} ']",
     ]
     derived = [("derived_from_holdout", {"from": parent}) for parent in unseen]
     derived.append(("derived_from_validation", {"from": id_of(folder, aside["text"][0])}))

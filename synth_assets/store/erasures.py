@@ -164,9 +164,10 @@ class Log:
 
 
 def stones_for(home: Path, dataset: str, roots: Sequence[Path]) -> Tombstones:
-    """The marks of what was erased from a dataset, and under names that ``roots`` have no folder of.
+    """The marks of what was erased from a dataset, and under names that have no folder.
 
-    Such a name may be what the dataset was called before: erased rows stay away after a renaming.
+    Such a name (``roots`` hold the folders) may be what the dataset was called before: erased rows
+    stay away after a renaming.
 
     Raises:
         SynthError: as ``Log.lines``.
