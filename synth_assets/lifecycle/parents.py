@@ -225,10 +225,10 @@ def _forms(references: Iterable[str]) -> pl.Series:
 
 
 def _found(parents: pl.DataFrame, human: HumanRows) -> pl.DataFrame:
-    """parent, text, group, known, unknown: what a parent names, by the first way that names any.
+    """parent, text, group, known: what a parent names, by the first way that names anything.
 
-    ``known``: a human row is named, ``unknown``: none is, and none is like it either. Such a parent
-    is its own text: it may be one that no row has any more.
+    ``known``: a human row is named. A parent that names none is its own text (see ``_own_texts``):
+    it may be one that no row has any more.
     """
     rows = human.rows.select("record_id", "group", text=human.text)
     loose = pl.concat(
@@ -251,7 +251,12 @@ def _found(parents: pl.DataFrame, human: HumanRows) -> pl.DataFrame:
         for rank, way in enumerate(ways)
     )
     first = pl.col("way") == pl.col("way").min().over("parent")
-    found = found.filter(first).drop("way").unique().with_columns(known=True, unknown=False)
+    found = (
+        found.filter(first)
+        .drop("way")
+        .unique()
+        .with_columns(known=True, unknown=False, unused=False)
+    )
     return pl.concat([found, _own_texts(parents.join(found, on="parent", how="anti"), human)]).sort(
         "parent", "text", "group"
     )
@@ -280,15 +285,25 @@ def _by_place(parents: pl.DataFrame, human: HumanRows) -> pl.DataFrame:
 
 
 def _own_texts(parents: pl.DataFrame, human: HumanRows) -> pl.DataFrame:
-    """Parents that name nobody, as their own texts; ``unknown``: none that is like a human row."""
-    like = copies(parents["parent"], human.rows, text=human.text, threshold=human.threshold)
+    """Parents that name nobody, as their own texts.
+
+    ``unknown``: those that are like no human row; ``unused``: nearer to one that is not used.
+    """
+    used = human.rows.clear() if human.train is None else human.train
+    others = human.rows.join(used.select("record_id"), on="record_id", how="anti")
+    like, nearest = (
+        copies(parents["parent"], rows, text=human.text, threshold=human.threshold)
+        for rows in (used, others)
+    )
+    rows = pl.concat([like["row"], nearest["row"]])
     place = pl.int_range(pl.len(), dtype=pl.UInt32)
     return parents.select(
         "parent",
         text="parent",
         group=pl.lit(None, pl.String),
         known=pl.lit(False),
-        unknown=~place.is_in(like["row"].implode()),
+        unknown=~place.is_in(rows.implode()),
+        unused=place.is_in(_nearer(nearest, like)["row"].implode()),
     )
 
 
@@ -347,10 +362,7 @@ def _unused(found: pl.DataFrame, human: HumanRows) -> pl.DataFrame:
     named = found.filter("known").filter(
         ~normalise(pl.col("text")).is_in(used.implode()).fill_null(False)
     )
-    others = human.rows.join(human.train.select("record_id"), on="record_id", how="anti")
-    written = found.filter(~pl.col("known"))
-    like = nearer(written["parent"], others, human.train, text=human.text, by=human.threshold)
-    parents = pl.concat([named["parent"], written["parent"].gather(like["row"])])
+    parents = pl.concat([named["parent"], found.filter("unused")["parent"]])
     why = pl.DataFrame({"why": ["a human row that training does not use"] * parents.len()})
     return _problems(parents, "unused", why)
 
@@ -359,7 +371,11 @@ def nearer(
     texts: pl.Series, these: pl.DataFrame, than: pl.DataFrame, *, text: str, by: float
 ) -> pl.DataFrame:
     """``copies`` of ``these`` among ``texts`` that are no copies, as near, of ``than``."""
-    found = copies(texts, these, text=text, threshold=by)
-    other = copies(texts, than, text=text, threshold=by).select("row", near="similarity")
+    return _nearer(*(copies(texts, rows, text=text, threshold=by) for rows in (these, than)))
+
+
+def _nearer(found: pl.DataFrame, than: pl.DataFrame) -> pl.DataFrame:
+    """The findings of ``copies`` that are nearer than those of another look at the same texts."""
+    other = than.select("row", near="similarity")
     both = found.join(other, on="row", how="left", maintain_order="left")
     return both.filter(pl.col("similarity") > pl.col("near").fill_null(0.0)).select(found.columns)
