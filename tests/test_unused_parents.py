@@ -43,7 +43,9 @@ LIMIT = 12
 
 def limited_sides(folder: DatasetFolder) -> tuple[list[str], list[str]]:
     """The texts that training uses, and those beyond the limit."""
-    [frame] = read_batches([("h", folder.folder / "human.csv")], FileFormat("csv"))
+    [frame] = read_batches(
+        [("h", folder.folder / "human.csv")], FileFormat("csv"), required_columns=["body"]
+    )
     task = Classification("body", "topic")
     rows = with_record_id(task.read_human(frame)[0], task.payload, kind=task.kind)
     rules = PartitionRules(0.3, 0.1, "1", 0.6, limit_train=LIMIT)
