@@ -79,7 +79,7 @@ def impact(dataset: str, as_json: bool, **words: Any) -> None:
         )
         found = find(named, declared, home(), instance, known.copy())
         others = [find(one, declared, home(), instance, known.copy()) for one in past]
-    kept = [_told(one, declared) for one in others if not one.nothing]
+    kept = [_told(one, declared, named.name) for one in others if not one.nothing]
     told = _told(found, declared) | {"past_names": kept, "warnings": _lines(findings)}
     if as_json:
         click.echo(json.dumps(told))
@@ -188,7 +188,8 @@ def _erased(
     notify = _to_stderr if say else _silent
     if not yes:
         known = select(dataset, where, instance, Selector(**given))
-        others = _of_past_names(past, declared, instance, known, given, say=say)
+        words = (past, declared, instance, known, given)
+        others = _of_past_names(*words, say=say, covered=dataset.name)
         needed = not others["past_names"]
         own, _ = _seen(dataset, declared, instance, known.copy(), given, say=say, needed=needed)
         return told | own | others
@@ -200,11 +201,12 @@ def _erased(
             return told
         try:
             known = select(dataset, where, instance, Selector(**given))
-            others = _of_past_names(past, declared, instance, known, given, reason, say=say)
+            looked = (past, declared, instance, known, given, reason)
+            others = _of_past_names(*looked, say=say, covered=dataset.name)
             # Where only a past name held it, the mark that keeps it away is still to be written.
             needed = not others["past_names"]
-            words = (dataset, declared, instance, known.copy(), given, reason)
-            return told | _deleted(*words, say=say, needed=needed) | others
+            own_words = (dataset, declared, instance, known.copy(), given, reason)
+            return told | _deleted(*own_words, say=say, needed=needed) | others
         except NothingLeft as nothing:
             if say:
                 click.echo(str(nothing.problem))
@@ -220,6 +222,7 @@ def _of_past_names(
     reason: str | None = None,
     *,
     say: bool,
+    covered: str,
 ) -> dict[str, Any]:
     """What names without a folder hold of it; with a ``reason`` that is deleted."""
     from synth_assets.erasure.erase import alone, finish
@@ -235,10 +238,12 @@ def _of_past_names(
         if say:
             click.echo(f"{plain_lines(one.name)}, {NO_FOLDER_LINE}:")
         if reason is None:
-            told.append(_seen(one, declared, instance, known.copy(), given, say=say)[0])
+            words = (one, declared, instance, known.copy(), given)
+            told.append(_seen(*words, say=say, covered=covered)[0])
             continue
         with alone(home(), instance, one.name, _to_stderr if say else _silent):
-            told.append(_deleted(one, declared, instance, known.copy(), given, reason, say=say))
+            done = (one, declared, instance, known.copy(), given, reason)
+            told.append(_deleted(*done, say=say, covered=covered))
     return {"past_names": told}
 
 
@@ -252,10 +257,13 @@ def _deleted(
     *,
     say: bool,
     needed: bool = True,
+    covered: str = "",
 ) -> dict[str, Any]:
     from synth_assets.erasure.erase import erase as delete
 
-    told, seen = _seen(dataset, declared, instance, known, given, say=say, needed=needed)
+    told, seen = _seen(
+        dataset, declared, instance, known, given, say=say, needed=needed, covered=covered
+    )
     told["removed"] = delete(seen, dataset, declared, home(), instance, reason=reason)["removed"]
     told["erased"] = True
     if say:
@@ -274,6 +282,7 @@ def _seen(
     *,
     say: bool,
     needed: bool = True,
+    covered: str = "",
 ) -> tuple[dict[str, Any], Any]:
     from synth_assets.erasure.erase import prospect
     from synth_assets.erasure.select import NothingLeft, Selector, tombstoned
@@ -285,7 +294,7 @@ def _seen(
             raise NothingLeft("it was erased before", where=dataset.name)
         raise UsageError("nothing of it is here", where=dataset.name, fix="check what was selected")
     anew = seen.after.asked_anew
-    told: dict[str, Any] = {"impact": _told(seen.impact, declared), "asked_anew": anew}
+    told: dict[str, Any] = {"impact": _told(seen.impact, declared, covered), "asked_anew": anew}
     told["warnings"] = _lines(seen.after.findings)
     if say:
         _show(told["impact"])
@@ -314,15 +323,15 @@ def _warn(lines: list[str] | None) -> None:
     print_warnings(lines or [], "after the erasure")
 
 
-def _told(found: Any, declared: dict[str, Any]) -> dict[str, Any]:
+def _told(found: Any, declared: dict[str, Any], covered: str = "") -> dict[str, Any]:
     from synth_assets.erasure.erase import counts_of
     from synth_assets.erasure.past import is_past
 
-    # What is left as it is: no past names, and no names that only the ledger knows.
+    # What is left as it is: not what is ``covered`` too, past names, and names of the ledger only.
     others = {
         name: stages
         for name, stages in found.others.items()
-        if (not is_past(declared[name]) if name in declared else stages)
+        if name != covered and (not is_past(declared[name]) if name in declared else stages)
     }
     return {
         "dataset": found.dataset,
