@@ -11,9 +11,20 @@ from schemas import one_of, payload, record_id
 
 
 def human_rows(
-    columns: Sequence[str], allowed: Mapping[str, Collection[str]], splits: Sequence[str] = ()
+    columns: Sequence[str],
+    allowed: Mapping[str, Collection[str]],
+    splits: Sequence[str] = (),
+    *,
+    official: bool = False,
+    keeps_copies: bool = False,
 ) -> pa.DataFrameSchema:
-    """Contract of ``human``; with ``splits``, of ``human_train`` or ``holdout``."""
+    """Contract of ``human``; with ``splits``, of ``human_train`` or ``holdout``.
+
+    ``official``: the rows of ``human`` say their side; ``keeps_copies``: those of ``human_train``
+    why they are there although they are like an unseen row (null: they are not).
+    """
+    side = {"side": one_of("train", "validation", "holdout")} if official and not splits else {}
+    kept = {"kept_despite": pa.Column(pl.String, nullable=True)} if keeps_copies else {}
     split = {"split": one_of(*splits)} if splits else {}
     return pa.DataFrameSchema(
         {
@@ -23,7 +34,9 @@ def human_rows(
             "source": pa.Column(pl.String),
             "source_row": pa.Column(pl.Int64, pa.Check.ge(1)),
             "group": pa.Column(pl.String),
+            **side,
             **split,
+            **kept,
         },
         strict=True,
     )

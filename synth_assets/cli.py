@@ -59,7 +59,7 @@ def list_datasets(as_json: bool) -> None:
         {
             "dataset": d.name,
             "task": d.spec.task.kind,
-            "model": d.spec.generate.model_name,
+            "model": d.spec.generation.model_name if d.spec.generates else None,
             "folder": str(d.folder),
             "description": d.spec.description,
         }
@@ -71,7 +71,7 @@ def list_datasets(as_json: bool) -> None:
         return
     table = _table("dataset", "task", "model", "description")
     for row in rows:
-        table.add_row(*(_plain(row[c]) for c in ("dataset", "task", "model", "description")))
+        table.add_row(*(_plain(row[c] or "") for c in ("dataset", "task", "model", "description")))
     for b in found.broken:
         table.add_row(_plain(b.name), "[red]broken[/]", "", f"run: synth check {_plain(b.name)}")
     _print(table)
@@ -187,10 +187,12 @@ def plan(dataset: str, as_json: bool) -> None:
     """
     from synth_assets.assets.stages import free_stages
     from synth_assets.forecast import forecast
-    from synth_assets.run import run_dataset
+    from synth_assets.run import RunSummary, run_dataset
 
     with _session(dataset) as session:
-        summary = run_dataset(session, until=free_stages(session.dataset))
+        generates = session.dataset.spec.generates
+        free = free_stages(session.dataset)
+        summary = run_dataset(session, until=free) if generates else RunSummary(dataset)
         if summary.exit_code:
             if not as_json:
                 _print_warnings(summary.warnings)
@@ -200,6 +202,9 @@ def plan(dataset: str, as_json: bool) -> None:
         found = forecast(session)
     if as_json:
         click.echo(json.dumps({**found.to_dict(), "warnings": summary.warnings}))
+        return
+    if not generates:
+        click.echo(f"{dataset}: nothing to generate; no model is asked, synth run makes the rest")
         return
     table = _table("label", "rows wanted", "calls expected", "calls allowed")
     for row in found.cells:

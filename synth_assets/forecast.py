@@ -79,6 +79,8 @@ class Forecast:
 def forecast(session: Session) -> Forecast:
     """The forecast for the plan as it now stands (``plan`` must be materialised). Asks no model."""
     dataset, workbench = session.dataset, session.workbench
+    if not dataset.spec.generates:
+        return Forecast(Estimate(0, 0, 0, 0, 0.0, 0.0), None)
     store = ContentStore(workbench.home.store)
 
     def table(stage: str) -> pl.LazyFrame:
@@ -159,7 +161,7 @@ def forecast_of(
     work = Work(calls.rounds, cached, prompt_tokens, written)
     if sample.calls and _is_probed(dataset, channel):
         work, how["calls"] = _with_probe(work), f"{told}, and one that tries the endpoint"
-    model_name = dataset.spec.generate.model_name
+    model_name = dataset.spec.generation.model_name
     prices = channel.prices
     if prices is not None and channel.batches is not None:
         prices = prices.discounted(channel.batches.discount)
@@ -260,7 +262,7 @@ def _tokenizer(
     """The embedded model's own tokenizer, for which its server is started; None for others."""
 
     def tokenizer() -> TokenCounter | None:
-        name = dataset.spec.generate.model_name
+        name = dataset.spec.generation.model_name
         if not needed or _file_mb(name, cache) is None:
             return None
         try:
@@ -290,7 +292,7 @@ def _cores(model_name: str, cache: Path) -> Cores | None:
 
 def _is_probed(dataset: Dataset, channel: Channel) -> bool:
     """Whether a first call will find out which structured output the endpoint has."""
-    generate, endpoint = dataset.spec.generate, channel.known
+    generate, endpoint = dataset.spec.generation, channel.known
     return (
         generate.style == "chat"
         and generate.output == "auto"

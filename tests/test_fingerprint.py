@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from synth_assets.spec.fingerprint import (
     EXCLUDED,
+    LATER,
     REVISIONS,
     SHAPES,
     code_version,
@@ -81,6 +82,7 @@ OTHER: dict[str, Any] = {
     "seeds.strategy": "random",
     "validate.same_text": "words",
     "human.limit_train": 7,
+    "partition.near_copies": "keep",
     "generate.target.balance": None,
     "generate.attributes": {"tone": ["angry"]},
     "generate.labels_without_human_rows": "generate",
@@ -111,7 +113,11 @@ NAMES_OF_KINDS = {
     ),
 }
 # Values that a source of the role cannot have.
-OF_THE_OTHER_ROLE = {"source.provenance", "import.id_column"}
+OF_THE_OTHER_ROLE = {"source.provenance", "import.id_column", "import.split"}
+# Values that only change together with others: tests of their own.
+TOGETHER = {"source.split", "generate.target.all"}
+# Where the data itself says which side a row is on.
+FOLDS: dict[str, Any] = {"column": "fold", "holdout": ["test"], "train": ["old", "new"]}
 # The name of a file that is read: what is in it counts.
 FILE_NAMES = {"generate.prompt"}
 
@@ -149,6 +155,7 @@ def declared() -> Iterator[dict[str, Any]]:
         yield human | {"sources": [FILES | {"id_column": "id"}, source | IMPORT]}
     for target in TARGETS:
         yield ATTRIBUTES | {"generate": GENERATE | {"target": target}}
+    yield ATTRIBUTES | {"partition": FOLDS}
 
 
 def whole(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -236,10 +243,10 @@ def test_the_fingerprint_tables_name_only_what_can_be_declared() -> None:
     assert REVISIONS.keys() == SHAPES.keys()
 
 
-@pytest.mark.parametrize("path", sorted(set(SHAPED) - NAMES_OF_KINDS - FILE_NAMES))
+@pytest.mark.parametrize("path", sorted(set(SHAPED) - NAMES_OF_KINDS - FILE_NAMES - TOGETHER))
 def test_another_value_moves_exactly_the_stages_that_the_table_names(path: str) -> None:
     if path == "generate.target.balance":
-        before, after = DECLARED[-4], DECLARED[-3]  # there is one balance: another kind of target
+        before, after = DECLARED[-5], DECLARED[-4]  # there is one balance: another kind of target
     else:
         before, after = with_another(path)
     assert moved(before, after) == shaped_by(path)
@@ -250,6 +257,7 @@ def test_another_value_moves_exactly_the_stages_that_the_table_names(path: str) 
     [
         ({}, {"provenance": {"model": "m"}}),
         ({"name": "b", "role": "synthetic"}, {"id_column": "id"}),
+        ({"name": "b", "role": "synthetic"}, {"split": "train"}),
     ],
 )
 def test_a_key_of_the_other_role_is_refused(source: dict[str, Any], more: dict[str, Any]) -> None:
@@ -328,3 +336,50 @@ def test_a_bumped_revision_moves_its_stage_only(
     monkeypatch.setitem(REVISIONS, stage, REVISIONS[stage] + 1)
     new = versions(DECLARED[0])
     assert {name for name in SHAPES if old[name] != new[name]} == {stage}
+
+
+def of_sources(*sides: str | None, **more: Any) -> dict[str, Any]:
+    """A declaration with a human source for each side."""
+    human = {
+        name: value for name, value in ATTRIBUTES.items() if name not in ("source", "partition")
+    }
+    named = [FILES | {"name": f"s{n}"} | ({"split": s} if s else {}) for n, s in enumerate(sides)]
+    return human | {"sources": named} | more
+
+
+def test_the_side_of_a_source_moves_the_rows_and_not_what_is_landed() -> None:
+    three = of_sources("train", "holdout", "validation")
+    assert moved(three, of_sources("train", "holdout", "train")) == {"human", "partition"}
+    assert moved(three, of_sources("holdout", "train", "validation")) == {"human"}
+    assert moved(three, of_sources(None, None, None)) == {"human", "partition"}
+
+
+def test_the_values_of_a_fold_move_the_rows_and_the_sides() -> None:
+    before = ATTRIBUTES | {"partition": FOLDS}
+    after = ATTRIBUTES | {"partition": FOLDS | {"holdout": ["test", "dev"]}}
+    assert moved(before, after) == {"human", "partition"}
+    shares = [ATTRIBUTES | {"partition": {"holdout": share}} for share in (0.2, 0.3)]
+    assert moved(*shares) == {"partition"}
+
+
+def test_without_generation_what_was_made_of_generated_rows_is_made_anew() -> None:
+    imports = of_sources(None, None)
+    imports["sources"][1] |= {"role": "synthetic"}
+    alone = {name: value for name, value in imports.items() if name != "generate"}
+    anew = {"synthetic", "blend", "release"}
+    of_generation = {"plan", "candidates"}  # which another dataset does not have
+    assert moved(imports, alone) - of_generation == anew
+    every = imports | {"generate": {"target": {"all": True}}}
+    assert moved(imports, every) - of_generation == anew
+    assert moved(every, alone) - of_generation == set()
+
+
+def test_a_key_that_came_later_moves_nothing_while_it_is_at_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    datasets = [DECLARED[0], of_sources(None, None)]
+    now = [versions(attributes) for attributes in datasets]
+    for stage, entries in SHAPES.items():
+        monkeypatch.setitem(SHAPES, stage, tuple(e for e in entries if e not in LATER))
+    assert [versions(attributes) for attributes in datasets] == now
+    assert {e for entries in SHAPES.values() for e in entries}.isdisjoint(LATER)

@@ -26,6 +26,8 @@ def batch_sensor(datasets: Sequence[Dataset]) -> dg.SensorDefinition:
     the generation that submitted the batch and the stages below it.
     """
 
+    datasets = [dataset for dataset in datasets if dataset.spec.generates]
+
     @dg.sensor(
         name="batches",
         description="Collects finished batches and goes on with the datasets that wait for them.",
@@ -92,7 +94,7 @@ def collected(dataset: Dataset, workbench: Workbench) -> Collected | None:
     Raises:
         EndpointError: the endpoint does not answer.
     """
-    if dataset.spec.generate.mode != "batch":
+    if not dataset.spec.generates or dataset.spec.generation.mode != "batch":
         return None
     with model_access(dataset, workbench) as access:
         if not open_batches(access.ledger, dataset.name):

@@ -16,6 +16,7 @@ from synth_assets.assets.allowed import allowed_values
 from synth_assets.assets.failures import shown_to_user
 from synth_assets.assets.model import model_access
 from synth_assets.assets.screening import (
+    every_row_wanted,
     import_candidates,
     judged_imports,
     references,
@@ -57,10 +58,14 @@ from synth_assets.tasks import task_for
 OBSERVE_EVERY_S = 5.0
 POOL = "generation"
 COMPLETE = "complete"
+CONTRACT = "Ids unique, payload and provenance present."
 
 
 def synthetic_lane(dataset: Dataset) -> list[dg.AssetsDefinition]:
-    return [_candidates(dataset), _synthetic(dataset)]
+    """Without generation only imported rows are judged; where there are none, nothing is."""
+    if dataset.spec.generates:
+        return [_candidates(dataset), _synthetic(dataset)]
+    return [_imported_alone(dataset)] if dataset.spec.synthetic_sources else []
 
 
 def _candidates(dataset: Dataset) -> dg.AssetsDefinition:
@@ -292,7 +297,7 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
         dataset,
         ["synthetic", "rejects"],
         checks=[
-            check(dataset, "synthetic", "contract", "Ids unique, payload and provenance present."),
+            check(dataset, "synthetic", "contract", CONTRACT),
             check(
                 dataset,
                 "synthetic",
@@ -300,13 +305,7 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
                 "As many accepted rows per cell as were wanted.",
                 blocking=False,
             ),
-            check(
-                dataset,
-                "rejects",
-                FEW_LOST,
-                f"At most {MOST_REJECTED:.0%} of generated and of imported rows are rejected.",
-                blocking=False,
-            ),
+            _few_lost_check(dataset),
         ],
     )
     def synthetic(
@@ -322,36 +321,9 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
             found_in = list(IMPORTED_FROM)
         judged = judge(candidates, references(human_train, holdout), screen_rules(dataset), task)
         if imported is not None:
-            origins = imported.select("request_id", "item", *found_in)
-            judged = judged.join(
-                origins, on=["request_id", "item"], how="left", maintain_order="left"
-            )
-        rows = judged.filter(pl.col("reason").is_null()).select(
-            "record_id", pl.lit("synthetic").alias("origin"), *task.payload, *PROVENANCE, *found_in
-        )
-        rejects = judged.filter(pl.col("reason").is_not_null())
-        reasons = rejects.group_by("reason", "cell").len().sort("reason", "cell")
-        yield dg.Output(
-            rows.sort("record_id"),
-            "synthetic",
-            metadata={
-                "cells": dict(rows.group_by("cell").len().sort("cell").iter_rows()),
-                "acceptance": round(rows.height / max(_offered(judged), 1), 4),
-                "imported": rows.filter(is_imported()).height,
-            },
-        )
-        yield dg.Output(
-            rejects.drop("problem", "problem_detail", "wanted"),
-            "rejects",
-            metadata={"by_reason_and_cell": dg.MetadataValue.md(markdown_table(reasons))},
-        )
-        yield evidence.contract(
-            key(dataset, "synthetic"),
-            synthetic_rows(
-                task.payload, allowed_values(dataset), imported=optional.keys() == {"imported"}
-            ),
-            rows,
-        )
+            judged = _with_origins(judged, imported)
+        yield from _judged(dataset, judged, found_in)
+        accepted_rows = judged.filter(pl.col("reason").is_null()).height
         missing = shortfall(calls, judged)
         yield evidence.result(
             key(dataset, "synthetic"),
@@ -359,11 +331,9 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
             missing,
             severity=dg.AssetCheckSeverity.WARN,
             description=_shortfall_sentence(missing),
-            accepted=rows.height,
+            accepted=accepted_rows,
         )
-        learnt = human_train.filter(pl.col("split") == "train")[task.stratum]
-        lost = rejected_shares(judged, learnt)
-        yield evidence.warnings(key(dataset, "rejects"), FEW_LOST, lost)
+        yield _few_lost(dataset, judged, human_train)
 
     return synthetic
 
@@ -371,6 +341,18 @@ def _synthetic(dataset: Dataset) -> dg.AssetsDefinition:
 def _offered(judged: pl.DataFrame) -> int:
     """Rows that were judged; lines of an answer that were never rows do not count."""
     return judged.filter(pl.col("problem").ne_missing(UNMARKED_LINES)).height
+
+
+def _few_lost_check(dataset: Dataset) -> dg.AssetCheckSpec:
+    described = f"At most {MOST_REJECTED:.0%} of generated and of imported rows are rejected."
+    return check(dataset, "rejects", FEW_LOST, described, blocking=False)
+
+
+def _few_lost(
+    dataset: Dataset, judged: pl.DataFrame, human_train: pl.DataFrame
+) -> dg.AssetCheckResult:
+    learnt = human_train.filter(pl.col("split") == "train")[task_for(dataset.spec).stratum]
+    return evidence.warnings(key(dataset, "rejects"), FEW_LOST, rejected_shares(judged, learnt))
 
 
 def rejected_shares(judged: pl.DataFrame, learnt: pl.Series) -> list[Finding]:
@@ -397,6 +379,61 @@ def rejected_shares(judged: pl.DataFrame, learnt: pl.Series) -> list[Finding]:
             most=MOST_REJECTED,
         )
     return found
+
+
+def _imported_alone(dataset: Dataset) -> dg.AssetsDefinition:
+    """``synthetic`` where nothing is generated: every imported row that is good."""
+    task = task_for(dataset.spec)
+
+    @tables(
+        dataset,
+        ["synthetic", "rejects"],
+        checks=[check(dataset, "synthetic", "contract", CONTRACT), _few_lost_check(dataset)],
+    )
+    def synthetic(
+        imported: pl.DataFrame, human_train: pl.DataFrame, holdout: pl.DataFrame
+    ) -> Iterator[Any]:
+        rows = import_candidates(dataset, imported, every_row_wanted(imported))
+        judged = judge(rows, references(human_train, holdout), screen_rules(dataset), task)
+        yield from _judged(dataset, _with_origins(judged, imported), list(IMPORTED_FROM))
+        yield _few_lost(dataset, judged, human_train)
+
+    return synthetic
+
+
+def _with_origins(judged: pl.DataFrame, imported: pl.DataFrame) -> pl.DataFrame:
+    """With where an imported row stands in its source."""
+    origins = imported.select("request_id", "item", *IMPORTED_FROM)
+    return judged.join(origins, on=["request_id", "item"], how="left", maintain_order="left")
+
+
+def _judged(dataset: Dataset, judged: pl.DataFrame, found_in: list[str]) -> Iterator[Any]:
+    """``synthetic`` and ``rejects`` with the contract of the former."""
+    task = task_for(dataset.spec)
+    rows = judged.filter(pl.col("reason").is_null()).select(
+        "record_id", pl.lit("synthetic").alias("origin"), *task.payload, *PROVENANCE, *found_in
+    )
+    rejects = judged.filter(pl.col("reason").is_not_null())
+    reasons = rejects.group_by("reason", "cell").len().sort("reason", "cell")
+    yield dg.Output(
+        rows.sort("record_id"),
+        "synthetic",
+        metadata={
+            "cells": dict(rows.group_by("cell").len().sort("cell").iter_rows()),
+            "acceptance": round(rows.height / max(_offered(judged), 1), 4),
+            "imported": rows.filter(is_imported()).height,
+        },
+    )
+    yield dg.Output(
+        rejects.drop("problem", "problem_detail", "wanted"),
+        "rejects",
+        metadata={"by_reason_and_cell": dg.MetadataValue.md(markdown_table(reasons))},
+    )
+    yield evidence.contract(
+        key(dataset, "synthetic"),
+        synthetic_rows(task.payload, allowed_values(dataset), imported=bool(found_in)),
+        rows,
+    )
 
 
 def _shortfall_sentence(missing: pl.DataFrame) -> str:

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: Dagster reads the annotations of step functions.
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,7 @@ from synth_assets.assets import evidence
 from synth_assets.assets.failures import shown_to_user
 from synth_assets.assets.stages import check, key, tables
 from synth_assets.lifecycle.draws import clustered
+from synth_assets.lifecycle.leakage import leaks
 from synth_assets.lifecycle.measure import Contribution, measure
 from synth_assets.lifecycle.unused import (
     caution,
@@ -24,6 +26,8 @@ from synth_assets.report.picture import contribution_markdown
 from synth_assets.report.tables import markdown_table
 from synth_assets.spec.load import Dataset
 from synth_assets.tasks import task_for
+
+HUMAN_ONLY = "Not measurable: there are no synthetic rows, the dataset has human rows only."
 
 
 def evidence_lane(dataset: Dataset) -> list[dg.AssetsDefinition]:
@@ -63,8 +67,10 @@ def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
                 repeats=spec.measure.repeats,
                 seed=spec.random_seed,
                 first_of_each=spec.human.min_train_per_label if spec.human.limit_train else 0,
-                cautions=_cautions(dataset, train, optional),
+                cautions=_cautions(dataset, train, eval, optional),
             )
+            if not spec.generates and not spec.synthetic_sources:
+                found = replace(found, verdict="not_measurable", sentence=HUMAN_ONLY)
         yield dg.Output(found.table(), "contribution", metadata=_metadata(found))
         yield evidence.result(
             key(dataset, "contribution"),
@@ -85,6 +91,19 @@ def _of(train: pl.DataFrame, origin: str, weight: float) -> pl.DataFrame:
 
 
 def _cautions(
+    dataset: Dataset,
+    train: pl.DataFrame,
+    held_out: pl.DataFrame,
+    optional: Mapping[str, pl.DataFrame],
+) -> list[str]:
+    """What the declaration allows that weakens the verdict: see ``partition.near_copies``,
+    ``validate.derived_from_unused``."""
+    human = train.filter(pl.col("origin") == "human")
+    kept = _kept(dataset, human, held_out) if dataset.spec.partition.near_copies == "keep" else []
+    return kept + _of_unused(dataset, train, optional)
+
+
+def _of_unused(
     dataset: Dataset, train: pl.DataFrame, optional: Mapping[str, pl.DataFrame]
 ) -> list[str]:
     """How many rows are made of unused human rows, where the dataset allows such rows."""
@@ -93,8 +112,9 @@ def _cautions(
     human, made = (train.filter(pl.col("origin") == o) for o in ("human", "synthetic"))
     text, threshold = task_for(dataset.spec).text, dataset.spec.validation.decontaminate
     unused = unused_rows(optional["set_aside"], optional["human_rejects"], text=text)
-    seeds = optional["seeds"].filter(pl.col("origin") == "handwritten")
-    lines = lines_of(dataset.prompt.text, dataset.spec.generate.system)
+    seeds = optional.get("seeds", human.clear()).filter(pl.col("origin") == "handwritten")
+    generate = dataset.spec.generate
+    lines = lines_of(dataset.prompt.text, generate.system) if generate else []
     said = [
         says_unused(texts, unused, human, text=text, threshold=threshold)
         for texts in (seeds[text].to_list(), lines)
@@ -102,6 +122,18 @@ def _cautions(
     shown = seeds["record_id"].gather(said[0]["row"]).to_list()
     count = made_of_unused(made, optional.get("imported"), shown, always=not said[1].is_empty())
     return [caution(count, made.height)]
+
+
+def _kept(dataset: Dataset, human: pl.DataFrame, held_out: pl.DataFrame) -> list[str]:
+    """The caution about held-out rows whose near-copies are trained on by declaration."""
+    text, threshold = task_for(dataset.spec).text, dataset.spec.validation.decontaminate
+    like = leaks(human, held_out, text=text, threshold=threshold).height
+    if not like:
+        return []
+    return [
+        f"Caution: {like:,} human training rows are near-copies of held-out rows and were kept "
+        "(partition.near_copies: keep), so that the scores are too good."
+    ]
 
 
 def _metadata(found: Contribution) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class ModelAccess:
 
         Holds the dataset's budget, if it has one, until ``use`` is done.
         """
-        generate = self.dataset.spec.generate
+        generate = self.dataset.spec.generation
         tallies = Tallies()
         spending = allowance(
             self._caps(),
@@ -98,7 +98,7 @@ class ModelAccess:
 
         An endpoint that was never tried is taken to have structured output.
         """
-        generate = self.dataset.spec.generate
+        generate = self.dataset.spec.generation
         mode: OutputMode = "list"
         if generate.style == "chat":
             remembered = self.ledger.capability(self.known.identity, self.known.model)
@@ -107,7 +107,7 @@ class ModelAccess:
         return self._dialect(mode)
 
     def _dialect(self, mode: OutputMode) -> Dialect:
-        generate = self.dataset.spec.generate
+        generate = self.dataset.spec.generation
         return Dialect(
             model=self.known.model,
             style=generate.style,
@@ -117,7 +117,7 @@ class ModelAccess:
         )
 
     def _caps(self) -> Caps | None:
-        declared = self.dataset.spec.generate.budget
+        declared = self.dataset.spec.generation.budget
         if declared is None:
             return None
         if declared.usd is not None:
@@ -125,7 +125,7 @@ class ModelAccess:
         return Caps(declared.usd, declared.tokens, declared.calls)
 
     def _batches(self) -> BatchSettings | None:
-        generate = self.dataset.spec.generate
+        generate = self.dataset.spec.generation
         if generate.mode != "batch":
             return None
         declared = generate.batches
@@ -145,7 +145,7 @@ def model_access(dataset: Dataset, workbench: Workbench) -> Iterator[ModelAccess
         EndpointError: no address, no key, no such embedded model.
         LedgerError: the ledger cannot be opened.
     """
-    generate = dataset.spec.generate
+    generate = dataset.spec.generation
     limits = Limits(
         concurrency=workbench.concurrency or generate.concurrency,
         requests_per_min=generate.requests_per_min,
@@ -169,7 +169,7 @@ def _itself(endpoint: Endpoint) -> Endpoint:
 
 def _prices(dataset: Dataset, endpoint: Endpoint) -> Prices | None:
     """As declared, else as known for the model at its provider."""
-    generate = dataset.spec.generate
+    generate = dataset.spec.generation
     declared = generate.prices
     return prices_of(
         Prices(declared.input_per_million, declared.output_per_million) if declared else None,
@@ -181,7 +181,7 @@ def _prices(dataset: Dataset, endpoint: Endpoint) -> Prices | None:
 
 
 def _outside(dataset: Dataset) -> Endpoint:
-    generate = dataset.spec.generate
+    generate = dataset.spec.generation
     declared = generate.endpoint
     environ = dict(os.environ)
     if declared.base_url:
@@ -198,7 +198,7 @@ def _outside(dataset: Dataset) -> Endpoint:
 def _embedded(
     dataset: Dataset, workbench: Workbench, stack: ExitStack
 ) -> tuple[Endpoint, Callable[[], Endpoint]]:
-    generate = dataset.spec.generate
+    generate = dataset.spec.generation
     model = resolve(generate.model_name)
     if model.style == "continue" and generate.style == "chat":
         raise EndpointError(

@@ -16,6 +16,7 @@ from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import SpecError, SynthError, shown
 from synth_assets.lifecycle.diversity import select_diverse
 from synth_assets.lifecycle.leakage import leaks, prompt_leaks
+from synth_assets.lifecycle.partition import KEPT
 from synth_assets.lifecycle.plan import PlanRules, balance_to_largest, fill_share, make_plan
 from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.seats import Seats, seated
@@ -23,7 +24,7 @@ from synth_assets.lifecycle.support import Finding, Names, meant, of_plan
 from synth_assets.lifecycle.unused import lines_of, says_unused, unused_rows
 from synth_assets.spec.fingerprint import code_version
 from synth_assets.spec.load import Dataset
-from synth_assets.spec.model import AtLeastTarget, BalanceTarget, CountsTarget
+from synth_assets.spec.model import AtLeastTarget, BalanceTarget, CountsTarget, ShareTarget
 from synth_assets.spec.prompt import PromptError, Trial
 from synth_assets.store.digest import frame_digest
 from synth_assets.store.erasures import Log
@@ -31,11 +32,13 @@ from synth_assets.tasks import task_for
 
 
 def plan_lane(dataset: Dataset) -> list[dg.AssetsDefinition]:
-    return [_seeds(dataset), _plan(dataset)]
+    return [_seeds(dataset), _plan(dataset)] if dataset.spec.generates else []
 
 
 def plan_checks(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
     """No holdout or validation row in a seed or a prompt: checked before anything is paid for."""
+    if not dataset.spec.generates:
+        return []
     task, threshold = task_for(dataset.spec), dataset.spec.validation.decontaminate
 
     def in_seeds(seeds: pl.DataFrame, unseen: pl.DataFrame) -> pl.DataFrame:
@@ -87,7 +90,7 @@ def _unused_check(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
         train = human_train.filter(pl.col("split") == "train")
         written = seeds.filter(pl.col("origin") == "handwritten")[task.text].to_list()
         found = says_unused(
-            [*written, *lines_of(dataset.prompt.text, spec.generate.system)],
+            [*written, *lines_of(dataset.prompt.text, spec.generation.system)],
             unused_rows(set_aside, human_rejects, text=task.text),
             train,
             text=task.text,
@@ -144,8 +147,11 @@ def choose_seeds(
 ) -> pl.DataFrame:
     """Seeds from human training rows and from hand: record_id, origin, payload, seed_rank.
 
+    A row that is kept though it is like an unseen one (``kept_despite``) is no seed.
     ``seats``: where seeds stay because of erasures; may add the column ``slot``.
     """
+    if KEPT in train.columns:
+        train = train.filter(pl.col(KEPT).is_null())
     chosen = _chosen(dataset, train)
     if not seats:
         return chosen
@@ -225,7 +231,7 @@ def plan_findings(
     if_all = _by_target(dataset, counts, counts)
     left_out = [name for name in _left_out(dataset, counts) if if_all.get(name)]
     # Where prompts show no seeds by declaration, one more of them would change nothing.
-    shows = dataset.spec.generate.seeds_per_call > 0
+    shows = dataset.spec.generation.seeds_per_call > 0
     per = _per_stratum(seeds, stratum) if shows else {}
     return of_plan(rows_wanted(dataset, human_train), left_out, counts, per)
 
@@ -259,7 +265,7 @@ def _train_counts(dataset: Dataset, human_train: pl.DataFrame) -> dict[str, int]
 
 def _left_out(dataset: Dataset, counts: Mapping[str, int]) -> set[str]:
     """Strata without human training rows, where the declaration does not allow generating them."""
-    if dataset.spec.generate.labels_without_human_rows == "generate":
+    if dataset.spec.generation.labels_without_human_rows == "generate":
         return set()
     return {name for name, count in counts.items() if not count}
 
@@ -268,7 +274,7 @@ def _by_target(
     dataset: Dataset, counts: Mapping[str, int], known: Collection[str]
 ) -> dict[str, int]:
     """Rows wanted of the strata in ``counts``; a target may name any that is ``known``."""
-    target = dataset.spec.generate.target
+    target = dataset.spec.generation.target
     if isinstance(target, BalanceTarget):
         return balance_to_largest(counts)
     if isinstance(target, AtLeastTarget):
@@ -286,7 +292,9 @@ def _by_target(
                 fix=f"use some of: {', '.join(sorted(known))}",
             )
         return dict(per)
-    return fill_share(counts, target.synthetic_share)
+    if isinstance(target, ShareTarget):
+        return fill_share(counts, target.synthetic_share)
+    return dict.fromkeys(counts, 0)
 
 
 def _meant(label: str, known: Collection[str]) -> str:
@@ -301,7 +309,7 @@ def plan_calls(dataset: Dataset, seeds: pl.DataFrame, wanted: Mapping[str, int])
         SpecError: a prompt that cannot be rendered for some call, or is empty.
     """
     task, spec = task_for(dataset.spec), dataset.spec
-    strata = sorted(wanted)
+    generate, strata = spec.generation, sorted(wanted)
 
     def render(
         stratum: str,
@@ -318,10 +326,10 @@ def plan_calls(dataset: Dataset, seeds: pl.DataFrame, wanted: Mapping[str, int])
             raise SpecError(dataset.name, [error.problem]) from None
 
     rules = PlanRules(
-        rows_per_call=spec.generate.rows_per_call,
-        seeds_per_call=spec.generate.seeds_per_call,
-        candidate_limit=spec.generate.candidate_limit,
-        attributes=spec.generate.attributes,
+        rows_per_call=generate.rows_per_call,
+        seeds_per_call=generate.seeds_per_call,
+        candidate_limit=generate.candidate_limit,
+        attributes=generate.attributes,
         seed=spec.random_seed,
     )
     return make_plan(
@@ -330,7 +338,7 @@ def plan_calls(dataset: Dataset, seeds: pl.DataFrame, wanted: Mapping[str, int])
         rules,
         stratum=task.stratum,
         render=render,
-        system=spec.generate.system,
+        system=generate.system,
     )
 
 

@@ -12,10 +12,12 @@ import dagster as dg
 import orjson
 import polars as pl
 
+from synth_assets.assets.human import partition_rules
 from synth_assets.assets.source import source_versions
 from synth_assets.assets.stages import RELEASE, STAGES, key, made_from, sources_of, stages_of
 from synth_assets.assets.workbench import Workbench
 from synth_assets.errors import Incomplete, SynthError
+from synth_assets.lifecycle.partition import KEPT
 from synth_assets.lifecycle.release import StageVersion
 from synth_assets.llm.endpoint import host_of
 from synth_assets.llm.ledger.ledger import Ledger
@@ -41,6 +43,10 @@ class Standing:
     store: ContentStore
     versions: Mapping[str, StageVersion]
     source_versions: Mapping[str, str]
+
+    def rows(self, stage: str) -> int | None:
+        """How many rows a stage has; 0 for one that the dataset does not have."""
+        return self.versions[stage].rows if stage in self.versions else 0
 
     def scan(self, stage: str) -> pl.LazyFrame:
         return self.store.scan(self.dataset.name, stage, self.versions[stage].data_version)
@@ -93,16 +99,72 @@ def counts(now: Standing) -> dict[str, Any]:
     return {
         **several,
         "splits": {split: _per(now.scan(split), "origin") for split in SPLITS},
-        "candidates": now.versions["candidates"].rows,
-        "accepted": now.versions["synthetic"].rows,
-        "rejected": _per(now.scan("rejects"), "reason"),
+        "candidates": now.rows("candidates"),
+        "accepted": now.rows("synthetic"),
+        "rejected": _per(now.scan("rejects"), "reason") if "rejects" in now.versions else {},
         "human_rejected": _per(now.scan("human_rejects"), "reason"),
         "set_aside": _per(now.scan("set_aside"), "reason"),
     }
 
 
+def partition_of(now: Standing) -> dict[str, Any]:
+    """What put human rows on their sides, and what became of each side's rows.
+
+    ``source_rows`` of a side and why they were ``not_used`` are known of official folds only.
+    """
+    spec = now.dataset.spec
+    declared, official = spec.partition, spec.official
+    train, side = now.scan("human_train"), "split"
+    per_side = _per(train, side) | {"holdout": now.rows("holdout")}
+    sides: dict[str, dict[str, Any]] = {
+        name: {"rows": per_side.get(name, 0)} for name in ("train", "validation", "holdout")
+    }
+    if official:
+        for name, removed in _removed(now).items():
+            sides[name]["not_used"] = removed
+    found: dict[str, Any] = {
+        "by": "column" if declared.column else "sources" if official else "hash",
+        "column": declared.column,
+        "holdout": declared.holdout,
+        "validation": partition_rules(now.dataset).validation or None,
+        "salt": declared.salt,
+        "group_by": declared.group_by,
+        "near_copies": declared.near_copies,
+        "sides": sides,
+    }
+    if declared.column:
+        found["validation"] = declared.validation
+    elif official:
+        named = {
+            side: [source.name for source in spec.human_sources if source.split == side]
+            for side in ("holdout", "validation")
+        }
+        found |= {side: names for side, names in named.items() if names}
+    if declared.near_copies == "keep":
+        found["kept_despite"] = _per(train.drop_nulls(KEPT), KEPT)
+    return found
+
+
+def _removed(now: Standing) -> dict[str, dict[str, int]]:
+    """Side -> reason -> rows of the official fold that are not used.
+
+    What a hash made validation rows of the training fold counts there.
+    """
+    parts = [
+        now.scan("human_rejects").select(side="side", reason="reason"),
+        now.scan("set_aside").select(side="split", reason="reason"),
+    ]
+    counted = pl.concat(parts).drop_nulls().group_by("side", "reason").len().sort("side", "reason")
+    found: dict[str, dict[str, int]] = {side: {} for side in ("train", "validation", "holdout")}
+    for side, reason, rows in counted.collect(engine="streaming").iter_rows():
+        found[side][reason] = rows
+    return found
+
+
 def request_ids(now: Standing) -> list[str]:
     """Every call whose answer is among the candidates, sorted."""
+    if "candidates" not in now.versions:
+        return []
     ids = now.scan("candidates").select(pl.col("request_id").unique()).drop_nulls()
     return ids.collect(engine="streaming")["request_id"].sort().to_list()
 
@@ -117,9 +179,12 @@ def model_of(dataset: Dataset, workbench: Workbench, ids: list[str]) -> dict[str
     """The model as declared, and as the ledger says that it was asked. Never a key.
 
     ``identity`` is the sha256 of the endpoint's identity, which may be a whole address;
-    ``output_mode`` what of ``output`` the endpoint turned out to understand.
+    ``output_mode`` what of ``output`` the endpoint turned out to understand. Only the ``name``,
+    None, where nothing is generated.
     """
-    generate = dataset.spec.generate
+    if not dataset.spec.generates:
+        return {"name": None}
+    generate = dataset.spec.generation
     location = os.environ.get(LEDGER_URL_ENV, "").strip() or workbench.home.ledger
     with Ledger.open(location) as ledger:
         call = ledger.call(ids[0]) if ids else None
@@ -148,9 +213,9 @@ def _mode(body: Mapping[str, Any]) -> str:
 
 def _host(dataset: Dataset, identity: str | None) -> str | None:
     """The endpoint's host and port: as asked, else as declared or in the environment."""
-    if dataset.spec.generate.model_name.startswith("embedded/"):
+    if dataset.spec.generation.model_name.startswith("embedded/"):
         return None
-    declared = dataset.spec.generate.endpoint
+    declared = dataset.spec.generation.endpoint
     address = declared.base_url or os.environ.get(declared.base_url_env, "")
     if identity and "://" in identity:
         address = identity

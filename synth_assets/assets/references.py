@@ -38,6 +38,10 @@ def names_of(dataset: Dataset) -> Names:
         cells=known,
         group=group or [known[task.text]] if task.text in known else group,
         imports=bool(dataset.spec.synthetic_sources),
+        generates=dataset.spec.generates,
+        fold=dataset.spec.partition.column,
+        official=dataset.spec.official,
+        keeps_copies=dataset.spec.partition.near_copies == "keep",
     )
 
 

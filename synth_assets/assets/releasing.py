@@ -153,8 +153,9 @@ def _facts(
         },
         "stages": list(now.versions.values()),
         "counts": provenance.counts(now),
+        "partition": provenance.partition_of(now),
         "prompt": dataset.prompt.text,
-        "system": dataset.spec.generate.system,
+        "system": dataset.spec.generation.system if dataset.spec.generates else None,
         "seeds": {"handwritten": len(seeds), "sha256": seeds_digest(seeds) if seeds else None},
         "declared": without_user_info(dataset.spec.model_dump(mode="json", by_alias=True)),
         "model": provenance.model_of(dataset, workbench, asked),
@@ -173,7 +174,9 @@ def _facts(
 def _texts(dataset: Dataset) -> dict[str, str]:
     """The declaration, without passwords, and what it reads."""
     declaration = without_user_info(dataset.file.read_text(encoding="utf-8-sig"))
-    texts = {DEFS: declaration, PROMPT: dataset.prompt.text}
+    texts = {DEFS: declaration}
+    if dataset.spec.generates:
+        texts[PROMPT] = dataset.prompt.text
     if dataset.handwritten_seeds:
         texts[SEEDS] = seed_lines(dataset.handwritten_seeds).decode()
     return texts

@@ -37,6 +37,11 @@ def import_candidates(
     ).select(list(schema))
 
 
+def every_row_wanted(imported: pl.DataFrame) -> pl.DataFrame:
+    """As many rows of each cell as there are (cell, wanted): where none can be surplus."""
+    return imported.group_by("cell").agg(wanted=pl.len().cast(pl.Int32))
+
+
 def judged_imports(
     dataset: Dataset, imported: pl.DataFrame, calls: pl.DataFrame, sides: References
 ) -> pl.DataFrame:

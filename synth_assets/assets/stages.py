@@ -35,6 +35,9 @@ _HUMAN = ("human_train", "holdout")
 _JUDGED = ("plan", "imported", "candidates", *_HUMAN)
 # Only a dataset with a synthetic source has these; for others they are nobody's parents either.
 _IMPORTING = frozenset({"imported_raw", "imported"})
+# And these only one that generates; one that does neither has no synthetic rows at all.
+_GENERATING = frozenset({"seeds", "plan", "candidates"})
+_SYNTHETIC = frozenset({"synthetic", "rejects"})
 _TABLES = (
     Stage("human_raw", "human", "human_raw", ("source",), "Source rows as found, landed by dlt."),
     Stage("human", "human", "human", ("human_raw",), "Usable human rows, each text once."),
@@ -92,7 +95,11 @@ COMMON_STAGES = {name: stage for name, stage in STAGES.items() if name not in _I
 
 def stages_of(dataset: Dataset) -> dict[str, Stage]:
     """The stages that ``dataset`` has, in order of the graph."""
-    return STAGES if dataset.spec.synthetic_sources else COMMON_STAGES
+    spec = dataset.spec
+    absent = set() if spec.synthetic_sources else set(_IMPORTING)
+    if not spec.generates:
+        absent |= _GENERATING if spec.synthetic_sources else _GENERATING | _SYNTHETIC
+    return {name: stage for name, stage in STAGES.items() if name not in absent}
 
 
 def sources_of(dataset: Dataset) -> list[str]:

@@ -24,7 +24,7 @@ from uuid import UUID, uuid5
 
 import dagster as dg
 
-from synth_assets.assets.stages import STAGES
+from synth_assets.assets.stages import SOURCE, STAGES
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import InputDataset, OutputDataset, RunEvent, RunState
@@ -185,9 +185,14 @@ class _Step:
     def inputs(self) -> list[InputDataset]:
         """The parents; with the versions that were read, where a table was made."""
         tags: Mapping[str, str] = next((made.tags or {} for made in self.made), {})
+        stage = self.stages[0]
+        parents = [stage.source if parent == SOURCE else parent for parent in stage.parents]
+        read = {parent: tags.get(f"{_INPUT}{self.dataset}/{parent}") for parent in parents}
+        # A dataset need not have every stage: a parent that was not there has no version.
         return [
-            _input(self.dataset, parent, tags.get(f"{_INPUT}{self.dataset}/{parent}"))
-            for parent in self.stages[0].parents
+            _input(self.dataset, parent, version)
+            for parent, version in read.items()
+            if version is not None or not any(read.values())
         ]
 
 

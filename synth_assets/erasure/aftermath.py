@@ -47,6 +47,8 @@ def aftermath(
     dataset: Dataset, home: Home, instance: dg.DagsterInstance, stones: Tombstones
 ) -> Aftermath:
     """The human lane and the plan as they will come out without the rows of ``stones``."""
+    if not dataset.spec.generates:
+        return Aftermath(asked_anew={})
     made = _standing(dataset, home, instance)
     seeds_code = made.pop("seeds code", None)
     if "human_raw" not in made:

@@ -17,6 +17,7 @@ import polars as pl
 import yaml
 
 from synth_assets.lifecycle import licenses
+from synth_assets.lifecycle.release import imports, partition_text
 from synth_assets.report.tables import escape_markdown, markdown_table, plain
 
 MAX_TEXT_CHARS = 4_000
@@ -40,6 +41,11 @@ _SIZES = (
     (10**7, "1M<n<10M"),
     (10**8, "10M<n<100M"),
     (10**9, "100M<n<1B"),
+)
+# Of releases that do not say more.
+BY_HASH = (
+    "They were put on the training or evaluation side by a hash, before anything else looked at "
+    "them;\nnear-copies across sides were set aside."
 )
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9_./*-]*")
 
@@ -132,15 +138,13 @@ def body(
     numbers), stratum, then a count per split and origin. ``contribution``: the release's table.
     ``empty``: splits left out, without rows. ``by_source``: as in ``header``.
     """
-    declared, model = manifest["declared"], manifest["model"]
-    sampling = ", ".join(f"{k} {v}" for k, v in model.items() if k not in ("name", "endpoint"))
+    declared = manifest["declared"]
     left_out = f"\nWithout rows and left out: {', '.join(empty)}.\n" if empty else ""
     return f"""# {escape_markdown(manifest["dataset"])}
 
 {_text(manifest["description"])}
 
-Release `{manifest["version"]}`. Human rows and rows written by a language model for the same task;
-`origin` tells the two apart in every row, and evaluation rows are human only.
+Release `{manifest["version"]}`. {_what(manifest)}
 
 ## Composition
 
@@ -155,16 +159,9 @@ call that wrote a synthetic one.
 ## How it was made
 
 Human rows come from {_origins(sources_of(declared, "human"))}.
-They were put on the training or evaluation side by a hash, before anything else looked at them;
-near-copies across sides were set aside.
+{partition_text(manifest) or BY_HASH}
 {_mix(declared, by_source)}
-Synthetic rows were written by {escape_markdown(model["name"])} ({escape_markdown(sampling)}), with
-this prompt template; the examples in it were hand-written or human rows of the training side:
-
-{fenced(manifest["prompt"])}
-
-{_imported(declared)}Synthetic rows were then screened for length, repetition and closeness to
-evaluation and validation rows.
+{_written(manifest)}{_imported(declared)}{_screened(manifest)}
 
 ## Measured contribution
 
@@ -181,14 +178,70 @@ evaluation and validation rows.
 
 ## Limitations
 
-- A synthetic row has the label its model was asked for; no person has confirmed it.
-- Synthetic rows share the habits of one model and one prompt: their variety, their facts and what
-  they leave out are not those of real data.
-- Human labels are as good as their source. Evaluation rows are of that source too and say nothing
-  about data from elsewhere.
-- The sources' licences are for the rows that come from them. What a model's provider allows to be
-  done with its output has to be looked up there.
+{_of_synthetic(manifest)}- Human labels are as good as their source. Evaluation rows are of that
+  source too and say nothing about data from elsewhere.
+- The sources' licences are for the rows that come from them.{_providers(manifest)}
 """
+
+
+def _none(manifest: Mapping[str, Any]) -> bool:
+    """Whether the dataset is declared to have human rows only."""
+    return manifest["model"].get("name") is None and not imports(manifest["declared"])
+
+
+def _what(manifest: Mapping[str, Any]) -> str:
+    if _none(manifest):
+        return "Human rows only: nothing was generated or imported."
+    return (
+        "Human rows and rows written by a language model for the same task;\n"
+        "`origin` tells the two apart in every row, and evaluation rows are human only."
+    )
+
+
+def _written(manifest: Mapping[str, Any]) -> str:
+    """A paragraph about the rows that were generated; nothing where none were."""
+    model = manifest["model"]
+    if model.get("name") is None:
+        return ""
+    sampling = ", ".join(f"{k} {v}" for k, v in model.items() if k not in ("name", "endpoint"))
+    return (
+        f"Synthetic rows were written by {escape_markdown(model['name'])} "
+        f"({escape_markdown(sampling)}), with\n"
+        "this prompt template; the examples in it were hand-written or human rows of the training "
+        f"side:\n\n{fenced(manifest['prompt'])}\n\n"
+    )
+
+
+def _screened(manifest: Mapping[str, Any]) -> str:
+    if _none(manifest):
+        return "No synthetic row was added."
+    return (
+        "Synthetic rows were then screened for length, repetition and closeness to\n"
+        "evaluation and validation rows."
+    )
+
+
+def _of_synthetic(manifest: Mapping[str, Any]) -> str:
+    """Limitations of synthetic rows; nothing where there are none."""
+    if _none(manifest):
+        return ""
+    if manifest["model"].get("name") is None:
+        habits = "the habits of the models that wrote them"
+    else:
+        habits = "the habits of one model and one prompt"
+    return (
+        "- A synthetic row has the label its model was asked for; no person has confirmed it.\n"
+        f"- Synthetic rows share {habits}: their variety, their facts and what\n"
+        "  they leave out are not those of real data.\n"
+    )
+
+
+def _providers(manifest: Mapping[str, Any]) -> str:
+    if _none(manifest):
+        return ""
+    return (
+        " What a model's provider allows to be done with its\n  output has to be looked up there."
+    )
 
 
 def sources_of(declared: Mapping[str, Any], role: str = "") -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ stand for columns that the task or the source names:
 ``*stratum``   the task's stratum
 ``*cells``     the source columns that the payload is read from
 ``*group``     the source columns that keep rows together on one side
+``*fold``      the source column that says the official side, or the row's source
 =============  =====================================================================
 
 A test holds the tables to what is stored: every stored column is here, every parent is there.
@@ -128,6 +129,17 @@ IMPORT_CARRIED: dict[str, dict[str, tuple[str, ...]]] = {
     "rejects": {"imported": (*_CANDIDATE, *_FOUND_IN)},
     "blend": {"synthetic": ("source", "source_row")},
 }
+# The same with official folds, and where near-copies on different sides are kept.
+OFFICIAL_COMPUTED: dict[str, dict[str, tuple[str, ...]]] = {
+    "human": {"side": ("human_raw.*fold",)},
+    "human_rejects": {"side": ("human_raw.*fold",)},
+    "human_train": {"split": ("human.side",)},
+    "holdout": {"split": ("human.side",)},
+    "set_aside": {"split": ("human.side",)},
+}
+KEEPING_COMPUTED: dict[str, dict[str, tuple[str, ...]]] = {
+    "human_train": {"kept_despite": ("human.*text", "human.group")},
+}
 _AS_READ = ("imported_raw.*cells", "imported_raw._problem")
 _PARENTS = ("imported_raw._row", "human.record_id", "human.*text", "human_raw.*cells")
 IMPORT_COMPUTED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -157,7 +169,9 @@ IMPORT_COMPUTED: dict[str, dict[str, tuple[str, ...]]] = {
 class Names:
     """What the task and the source call their columns. ``cells``: payload -> source column.
 
-    ``imports``: whether synthetic rows are imported beside those that are generated.
+    ``imports``: whether synthetic rows are imported; ``generates``: whether any are generated.
+    ``official``: whether rows say their side, by the column ``fold`` (None: by their source);
+    ``keeps_copies``: whether near-copies on different sides are kept.
     """
 
     payload: Sequence[str]
@@ -166,6 +180,18 @@ class Names:
     cells: Mapping[str, str]
     group: Sequence[str]
     imports: bool = False
+    generates: bool = True
+    fold: str | None = None
+    official: bool = False
+    keeps_copies: bool = False
+
+    @property
+    def absent(self) -> set[str]:
+        """Stages that nothing can come from, because the dataset does not have them."""
+        if self.generates:
+            return set()
+        generating = {"seeds", "plan", "candidates"}
+        return generating if self.imports else generating | {"synthetic", "rejects"}
 
     def spelled(self, column: str) -> list[str]:
         """The columns that a name of the tables stands for."""
@@ -175,6 +201,7 @@ class Names:
             "*stratum": [self.stratum],
             "*cells": list(dict.fromkeys(self.cells.values())),
             "*group": list(self.group),
+            "*fold": [self.fold or "_source"],
         }
         return starred.get(column, [column])
 
@@ -188,6 +215,8 @@ def column_parents(stage: str, names: Names) -> dict[str, list[Parent]]:
     carried, computed = [CARRIED], [COMPUTED]
     if names.imports:
         carried, computed = [CARRIED, IMPORT_CARRIED], [COMPUTED, IMPORT_COMPUTED]
+    computed += [OFFICIAL_COMPUTED] if names.official else []
+    computed += [KEEPING_COMPUTED] if names.keeps_copies else []
     for column, parents in ((c, p) for one in computed for c, p in one.get(stage, {}).items()):
         for name in names.spelled(column):
             found.setdefault(name, []).extend(
@@ -203,7 +232,11 @@ def column_parents(stage: str, names: Names) -> dict[str, list[Parent]]:
         for name, cell in names.cells.items():
             raw = [(landed, "_raw")] if stage == "human_rejects" and name == names.text else []
             found[name] = [(landed, cell), *raw]
-    return found
+    absent = names.absent
+    return {
+        column: [parent for parent in parents if parent[0] not in absent]
+        for column, parents in found.items()
+    }
 
 
 def raw_parents(columns: Sequence[str], *, source: str) -> dict[str, list[Parent]]:

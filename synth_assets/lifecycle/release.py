@@ -62,6 +62,7 @@ def manifest(
     counts: Mapping[str, Any] | None = None,
     metrics: Sequence[Mapping[str, Any]] = (),
     requests: Mapping[str, Any] | None = None,
+    partition: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything needed to know, and to make again, this version.
 
@@ -83,6 +84,7 @@ def manifest(
             for s in stages
         },
         "counts": dict(counts or {}),
+        "partition": dict(partition or {}),
         "prompt": prompt,
         "system": system,
         "seeds": dict(seeds or {}),
@@ -164,9 +166,10 @@ def card(manifest: Mapping[str, Any], contribution: pl.DataFrame) -> str:
 
 {_split_table(manifest)}
 
-Human rows come from {_origin(manifest["declared"])}. Synthetic rows were written by
-{escape_markdown(manifest["model"]["name"])}; `origin` tells the two apart in every row.
+Human rows come from {_origin(manifest["declared"])}. {_writers(manifest)}
 {_mix(manifest)}
+{partition_text(manifest)}
+
 ## Did the synthetic rows help?
 
 {escape_markdown(manifest["contribution"]["sentence"], max_chars=MAX_TEXT_CHARS)}
@@ -186,6 +189,84 @@ versions and the sha256 of every file here; its own hash is this release's versi
 name. `synth verify` checks all of it. `defs.yaml` and the prompt are as they were when the release
 was made: `synth reproduce` makes it again from them, the ledger and the source.
 """
+
+
+def _writers(manifest: Mapping[str, Any]) -> str:
+    """Who wrote the synthetic rows, as far as the manifest knows."""
+    if (name := manifest["model"].get("name")) is not None:
+        written = f"Synthetic rows were written by\n{escape_markdown(name)}"
+    elif imports(manifest["declared"]):
+        written = "Synthetic rows were imported,\nnone were generated: `model` says who wrote each"
+    else:
+        return "There are no synthetic rows."
+    return f"{written}; `origin` tells the two apart in every row."
+
+
+def imports(declared: Mapping[str, Any]) -> bool:
+    """Whether a declaration has a source of synthetic rows."""
+    return any(one.get("role") == "synthetic" for one in declared.get("sources") or [])
+
+
+def partition_text(manifest: Mapping[str, Any]) -> str:
+    """What put human rows on their sides and what was removed, in Markdown; "" in old releases."""
+    made = manifest.get("partition") or {}
+    if not made:
+        return ""
+    told = [_held_out(made), _tuned_on(made)]
+    for side, title in (
+        ("holdout", "official test"),
+        ("validation", "official validation"),
+        ("train", "training"),
+    ):
+        removed = made["sides"].get(side, {}).get("not_used") or {}
+        if removed:
+            reasons = ", ".join(f"{escape_markdown(name)} {n:,}" for name, n in removed.items())
+            told.append(f"Rows of the {title} split that are not used: {reasons}.")
+        elif side == "holdout" and "not_used" in made["sides"].get(side, {}):
+            told.append("Every row of the official test split is used.")
+    told.append(_too_alike(made))
+    return " ".join(told)
+
+
+def _held_out(made: Mapping[str, Any]) -> str:
+    rows = f"({made['sides']['holdout']['rows'] or 0:,} rows)"
+    if made["by"] == "column":
+        named = _listed(made["holdout"])
+        return f"Official test split: column {escape_markdown(made['column'])} = {named} {rows}."
+    if made["by"] == "sources":
+        return f"Official test split: source {_listed(made['holdout'])} {rows}."
+    grouped = f", in groups by {_listed(made['group_by'])}" if made["group_by"] else ""
+    return (
+        f"Evaluation rows were chosen by salted hash, share {made['holdout']}, salt "
+        f"{escape_markdown(made['salt'])}{grouped} {rows}."
+    )
+
+
+def _tuned_on(made: Mapping[str, Any]) -> str:
+    rows, validation = made["sides"]["validation"]["rows"] or 0, made["validation"]
+    if not validation:
+        return "There are no validation rows."
+    if isinstance(validation, list):
+        what = "column" if made["by"] == "column" else "source"
+        name = f" {escape_markdown(made['column'])} =" if made["by"] == "column" else ""
+        return f"Validation rows: {what}{name} {_listed(validation)} ({rows:,} rows)."
+    of = "human" if made["by"] == "hash" else "training"
+    return f"Validation rows: a share of {validation} of the {of} rows by salted hash ({rows:,})."
+
+
+def _too_alike(made: Mapping[str, Any]) -> str:
+    if made["near_copies"] == "keep":
+        kept = sum((made.get("kept_despite") or {}).values())
+        return (
+            "Near-copies on different sides were kept, as declared: "
+            f"{kept:,} training and validation rows are like an evaluation or validation row."
+        )
+    stays = "test" if made["near_copies"] == "drop_train" else "training"
+    return f"Of near-copies on different sides, the row of the {stays} side was kept."
+
+
+def _listed(names: Sequence[Any]) -> str:
+    return ", ".join(escape_markdown(str(name)) for name in names)
 
 
 def _split_table(manifest: Mapping[str, Any]) -> str:

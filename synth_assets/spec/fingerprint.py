@@ -82,6 +82,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "task.text",
         "task.label",
         "partition.group_by",
+        "partition.column",
     ),
     "human": (
         "task.kind",
@@ -94,10 +95,18 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "validate.same_text",
         "validate.min_chars",
         "validate.max_chars",
+        # Which rows the official folds hold, and which of two equal ones stays.
+        "source.split",
+        "partition.column",
+        "partition.holdout.*",
+        "partition.validation.*",
+        "partition.train",
+        "partition.near_copies",
     ),
     "partition": (
         "partition.holdout",
         "partition.validation",
+        "partition.near_copies",
         "partition.salt",
         "human.limit_train",
         "human.min_train_per_label",
@@ -178,11 +187,21 @@ SHAPES: dict[str, tuple[str, ...]] = {
 ADDED: dict[str, Any] = {
     "validate.derived_from_unused": "reject",
     "import.provenance.unknown_parents": {"warn_above": 0.05, "block_above": 0.5},
+    "blend.class_weights": None,
+    "source.split": None,
+    "partition.column": None,
+    "partition.holdout.*": None,
+    "partition.validation.*": None,
+    "partition.train": None,
+    "partition.near_copies": "drop_train",
 }
+# Stages that are made from less where nothing is generated: that alone makes them anew.
+ONLY_WHERE_GENERATED = frozenset({"synthetic", "blend", "release"})
 
 EXCLUDED: dict[str, str] = {
     "source.provenance": "of imported rows; a human source has none",
     "import.id_column": "of human rows, which imported ones name as parents",
+    "import.split": "of human rows; imported ones are training rows",
     **{
         f"{root}.{name}": why
         for root in (_ONE, _IMPORT)
@@ -210,8 +229,10 @@ EXCLUDED: dict[str, str] = {
 def code_version(dataset: Dataset, stage: str) -> str:
     """First 16 hex digits of the sha256 over what shapes ``stage`` (a key of ``SHAPES``)."""
     declared = _without_added(dataset.spec.model_dump(mode="json", by_alias=True))
-    ingredients = {path: _value(declared, path) for path in SHAPES[stage]}
-    ingredients = {p: v for p, v in ingredients.items() if p not in ADDED or v is not None}
+    found = {path: _value(declared, path) for path in SHAPES[stage]}
+    ingredients = {path: value for path, value in found.items() if not _unsaid(path, value)}
+    if stage in ONLY_WHERE_GENERATED and not dataset.spec.generates:
+        ingredients["generates"] = False
     files: dict[str, Any] = {}
     if stage == "plan":
         files["prompt"] = dataset.prompt.text
@@ -226,6 +247,14 @@ def code_version(dataset: Dataset, stage: str) -> str:
         "files": files,
     }
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def _unsaid(path: str, value: Any) -> bool:
+    """Whether a key that came later is at its default, in every source where it is a source's."""
+    if path not in ADDED:
+        return False
+    several = path.startswith((f"{_ONE}.", f"{_IMPORT}.")) and isinstance(value, list)
+    return all(one is None or one == ADDED[path] for one in (value if several else [value]))
 
 
 def declared_paths(dataset: Dataset) -> Iterator[str]:
@@ -286,9 +315,14 @@ def _root(source: dict[str, Any]) -> str:
 
 
 def _at(declared: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path (None: not declared); ``x.*`` is the sorted names below ``x``."""
+    """The value at a dotted path (None: not declared); ``x.*`` is the sorted names below ``x``.
+
+    Of a list those that it lists, of anything else None.
+    """
     names_only = path.endswith(".*")
     node: Any = declared
     for part in path.removesuffix(".*").split("."):
         node = node.get(part) if isinstance(node, dict) else None
-    return sorted(node) if names_only and node is not None else node
+    if names_only:
+        return sorted(node) if isinstance(node, dict | list) else None
+    return node

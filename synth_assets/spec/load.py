@@ -23,6 +23,7 @@ from synth_assets.spec.prompt import PromptTemplate, Trial
 from synth_assets.tasks import task_for
 
 DEFS_FILE = "defs.yaml"
+DEFAULT_PROMPT = "prompt.md.j2"
 COMPONENT_TYPES = (
     "synth_assets.SyntheticDataset",
     "synth_assets.components.SyntheticDataset",
@@ -43,7 +44,10 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """One declared dataset: the spec and the files beside it."""
+    """One declared dataset: the spec and the files beside it.
+
+    Where nothing is generated the prompt is empty, and there are no seeds.
+    """
 
     name: str
     folder: Path
@@ -176,9 +180,11 @@ def load_dataset(folder: Path) -> Dataset | None:
 
 
 def _with_files(name: str, folder: Path, spec: DatasetSpec, positions: _Positions) -> Dataset:
+    if not spec.generates:  # nothing is asked: neither a prompt nor seeds are read
+        return Dataset(name, folder, spec, PromptTemplate(folder / DEFAULT_PROMPT, ""))
     file = folder / DEFS_FILE
-    task = task_for(spec)
-    prompt_file = (folder / spec.generate.prompt).resolve()
+    task, generate = task_for(spec), spec.generation
+    prompt_file = (folder / generate.prompt).resolve()
     problems: list[SpecProblem] = []
     prompt = PromptTemplate(prompt_file, "")
     try:
@@ -199,9 +205,9 @@ def _with_files(name: str, folder: Path, spec: DatasetSpec, positions: _Position
         problems.append(SpecProblem(str(prompt_file), 1, "", f"cannot be read: {error}"))
     else:
         trials = task.trials(
-            rows=spec.generate.rows_per_call,
-            seeds_per_call=spec.generate.seeds_per_call,
-            attributes=spec.generate.attributes,
+            rows=generate.rows_per_call,
+            seeds_per_call=generate.seeds_per_call,
+            attributes=generate.attributes,
         )
         problems.extend(prompt.problems(Trial(*trial) for trial in trials))
     seeds, seed_problems = _read_seeds(folder, spec, positions)

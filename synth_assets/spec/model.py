@@ -6,17 +6,26 @@ key does is its ``description``; the JSON schema that editors and ``dg`` use is 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from synth_assets.cells import tidy
+from synth_assets.errors import UsageError
 from synth_assets.spec.base import Name, Number, Strict, fail
+from synth_assets.spec.partition import Partition, Share
 from synth_assets.spec.refresh import Refresh
 from synth_assets.spec.sources import AnySource, Role
 from synth_assets.text import SameText
 
-Share = Annotated[Number, Field(gt=0, lt=1)]
 # What Dagster accepts; it would refuse anything else for the whole code location.
 Owner = Annotated[
     str,
@@ -79,31 +88,6 @@ class ClassificationTask(Strict):
             raise fail("same_column", "text and label are the same column", key="label")
         if self.labels is not None and len(self.labels) < 2:
             raise fail("labels", "a classification needs at least two labels", key="labels")
-        return self
-
-
-class Partition(Strict):
-    """Shares of the human rows; sides are decided by a salted hash, so rows never move."""
-
-    holdout: Share = 0.3
-    validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
-    group_by: list[Name] = Field(
-        default_factory=list,
-        description="Source columns; rows that agree in all of them stay on one side. "
-        "Left out: rows with the same normalised text stay together.",
-    )
-    salt: str = "1"
-
-    @model_validator(mode="after")
-    def _something_is_left(self) -> Self:
-        if self.holdout + self.validation >= 1:
-            raise fail(
-                "impossible_share",
-                "holdout + validation leave nothing to train on",
-                key="holdout",
-                value=f"{self.holdout} + {self.validation}",
-                fix="make the two shares add up to less than 1",
-            )
         return self
 
 
@@ -176,10 +160,20 @@ class ShareTarget(Strict):
     synthetic_share: Share
 
 
+class AllTarget(Strict):
+    """Every accepted imported row; nothing is generated."""
+
+    all: Literal[True]
+
+
 def _target_kind(value: object) -> str | None:
     keys = value.keys() if isinstance(value, dict) else vars(value).keys()
     return next(
-        (key for key in ("balance", "per_label", "at_least", "synthetic_share") if key in keys),
+        (
+            key
+            for key in ("balance", "per_label", "at_least", "synthetic_share", "all")
+            if key in keys
+        ),
         None,
     )
 
@@ -188,13 +182,14 @@ Target = Annotated[
     Annotated[BalanceTarget, Tag("balance")]
     | Annotated[CountsTarget, Tag("per_label")]
     | Annotated[AtLeastTarget, Tag("at_least")]
-    | Annotated[ShareTarget, Tag("synthetic_share")],
+    | Annotated[ShareTarget, Tag("synthetic_share")]
+    | Annotated[AllTarget, Tag("all")],
     Discriminator(
         _target_kind,
         custom_error_type="target",
         custom_error_message="say how many rows are wanted: balance: to_largest, "
         "at_least: N (lifts every label to N rows), per_label: N (or a count per label), "
-        "or synthetic_share: 0.75",
+        "synthetic_share: 0.75, or all: true (every accepted imported row, nothing generated)",
     ),
 ]
 
@@ -248,7 +243,12 @@ class Batches(Strict):
 class Generate(Strict):
     prompt: str = "prompt.md.j2"
     system: str | None = Field(default=None, description="System message for chat models.")
-    model_name: Name = Field(alias="model", description="`embedded/NAME`, or the server's name.")
+    model_name: Name = Field(
+        default="",
+        alias="model",
+        description="`embedded/NAME`, or the server's name. Only with `target: {all: true}`, where "
+        "nothing is generated, it may be left out.",
+    )
     endpoint: Endpoint = Field(default_factory=Endpoint)
     style: Literal["continue", "chat"] = "chat"
     output: Literal["auto", "json_schema", "json_object", "tool", "list"] = "auto"
@@ -284,6 +284,12 @@ class Generate(Strict):
         default="live", description="`batch`: the endpoint's batch API, at half the price."
     )
     batches: Batches = Field(default_factory=Batches)
+
+    @model_validator(mode="after")
+    def _a_model_is_named(self) -> Self:
+        if not self.model_name and not isinstance(self.target, AllTarget):
+            raise fail("missing", "this key is missing", key="model", fix="add `model:`")
+        return self
 
     @model_validator(mode="after")
     def _the_embedded_server_has_no_batches(self) -> Self:
@@ -404,7 +410,11 @@ class DatasetSpec(Strict):
     partition: Partition = Field(default_factory=Partition)
     human: Human = Field(default_factory=Human)
     seeds: Seeds = Field(default_factory=Seeds)
-    generate: Generate
+    generate: Generate | None = Field(
+        default=None,
+        description="Left out: nothing is generated, no model and no prompt is needed, and every "
+        "accepted imported row counts.",
+    )
     validation: Validate = Field(default_factory=Validate, alias="validate")
     blend: Blend = Field(default_factory=Blend)
     measure: Measure = Field(default_factory=Measure)
@@ -428,6 +438,31 @@ class DatasetSpec(Strict):
 
     def sources_of(self, role: Role) -> tuple[AnySource, ...]:
         return tuple(source for source in self.all_sources if source.role == role)
+
+    @property
+    def generates(self) -> bool:
+        """Whether a model may be asked for rows at all."""
+        return self.generate is not None and not isinstance(self.generate.target, AllTarget)
+
+    @property
+    def generation(self) -> Generate:
+        """``generate`` of a dataset that generates. Raises ``UsageError`` for another one."""
+        if self.generate is None or not self.generates:
+            raise UsageError(
+                "this dataset generates nothing",
+                fix="declare `generate` with a model, a prompt and a target",
+            )
+        return self.generate
+
+    @property
+    def official_sources(self) -> bool:
+        """Whether the human sources say which side their rows are on."""
+        return any(source.split for source in self.human_sources)
+
+    @property
+    def official(self) -> bool:
+        """Whether the data comes with its own test set: a column of folds, or a source."""
+        return self.partition.column is not None or self.official_sources
 
     @model_validator(mode="after")
     def _one_source_or_several_with_names(self) -> Self:
@@ -462,7 +497,7 @@ class DatasetSpec(Strict):
     @model_validator(mode="after")
     def _targets_name_known_labels(self) -> Self:
         known = self.task.label_descriptions()
-        target = self.generate.target
+        target = self.generate.target if self.generate else None
         if known and isinstance(target, CountsTarget) and isinstance(target.per_label, dict):
             for label in target.per_label:
                 if label not in known:
@@ -473,4 +508,89 @@ class DatasetSpec(Strict):
                         value=label,
                         fix=f"use one of: {', '.join(known)}",
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_say_their_side_together(self) -> Self:
+        if not self.official_sources:
+            return self
+        several = self.source is None
+        for place, source in enumerate(self.all_sources):
+            if source.role == "human" and source.split is None:
+                raise fail(
+                    "split",
+                    "one human source says which side its rows are on, so each must",
+                    key=f"sources.{place}.split" if several else "source.split",
+                    value="none",
+                    fix="add split: train, validation or holdout",
+                )
+        if not any(source.split == "holdout" for source in self.human_sources):
+            raise fail(
+                "split",
+                "no human source is the holdout",
+                key="sources" if several else "source.split",
+                value=", ".join(str(source.split) for source in self.human_sources),
+                fix="give the source of the test rows split: holdout, or leave every split out",
+            )
+        if not any(source.split == "train" for source in self.human_sources):
+            raise fail(
+                "split",
+                "no human source is left to train on",
+                key="sources" if several else "source.split",
+                value=", ".join(str(source.split) for source in self.human_sources),
+                fix="add the source of the training rows with split: train",
+            )
+        self._nothing_else_decides_the_sides()
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_shares_that_decide_nothing(
+        self, written: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """As declared: where sources say the sides, defaults of `partition` are not spelled out.
+
+        So what is written of a declaration can be read as one.
+        """
+        found: dict[str, Any] = written(self)
+        if self.official_sources and isinstance(part := found.get("partition"), dict):
+            decided = {source.split for source in self.human_sources} & {"holdout", "validation"}
+            unsaid = decided - self.partition.model_fields_set
+            found["partition"] = {key: value for key, value in part.items() if key not in unsaid}
+        return found
+
+    def _nothing_else_decides_the_sides(self) -> None:
+        """Raises where `partition` decides what `split` of a source has decided."""
+        declared = self.partition.model_fields_set
+        sides = {source.split for source in self.human_sources}
+        for key in ("column", "holdout", "validation"):
+            decided = key != "validation" or "validation" in sides
+            if key in declared and decided and getattr(self.partition, key) is not None:
+                raise fail(
+                    "split",
+                    "`split` of the sources decides this already",
+                    key=f"partition.{key}",
+                    value=getattr(self.partition, key),
+                    fix=f"leave partition.{key} out, or `split` of every source",
+                )
+
+    @model_validator(mode="after")
+    def _what_is_not_generated_is_not_promised(self) -> Self:
+        if self.generates:
+            return self
+        if self.generate is not None and not self.synthetic_sources:
+            raise fail(
+                "target",
+                "there is no source of synthetic rows, so that this is every row of none",
+                key="generate.target.all",
+                value=True,
+                fix="add a source with role: synthetic, or leave `generate` out (human rows only)",
+            )
+        if "exact_counts" in self.release.require:
+            raise fail(
+                "exact_counts",
+                "nothing is generated, so that there are no counts to reach",
+                key="release.require",
+                value="exact_counts",
+                fix="take it out of release.require, or declare `generate` with a target",
+            )
         return self

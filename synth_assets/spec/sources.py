@@ -117,6 +117,11 @@ class Source(Strict):
         description="`synthetic`: rows that a model wrote elsewhere. They are judged as generated "
         "rows are and count towards the target; they are never human rows.",
     )
+    split: Literal["train", "validation", "holdout"] | None = Field(
+        default=None,
+        description="Of a human source: the side that all its rows are on, where the test set is a "
+        "source of its own. When one source says it, each does. Left out: `partition` decides.",
+    )
     id_column: Name | None = Field(
         default=None,
         description="Column that tells human rows apart; imported rows name their parents by it.",
@@ -127,16 +132,17 @@ class Source(Strict):
 
     @model_validator(mode="after")
     def _keys_fit_the_role(self) -> Self:
-        of_other_role = "provenance" if self.role == "human" else "id_column"
-        if getattr(self, of_other_role) is not None:
-            raise fail(
-                "role",
-                f"this says nothing about {self.role} rows",
-                key=of_other_role,
-                fix="add role: synthetic, or leave it out"
-                if self.role == "human"
-                else "it belongs to the source of the human rows",
-            )
+        of_other_role = ("provenance",) if self.role == "human" else ("id_column", "split")
+        for key in of_other_role:
+            if getattr(self, key) is not None:
+                raise fail(
+                    "role",
+                    f"this says nothing about {self.role} rows",
+                    key=key,
+                    fix="add role: synthetic, or leave it out"
+                    if self.role == "human"
+                    else "it belongs to the source of the human rows",
+                )
         return self
 
 

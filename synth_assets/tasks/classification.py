@@ -12,6 +12,7 @@ import polars as pl
 from synth_assets.cells import group_of, tidied, tidy, trimmed
 from synth_assets.errors import shown
 from synth_assets.tasks import Trouble
+from synth_assets.tasks.official import SIDE, Official, conflicting_and_repeated
 from synth_assets.text import FORMS, SameText, normalise
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Classification:
     max_chars: int = 20_000
     length_slack: float = 2.0
     same_text: SameText = "signs"
+    official: Official | None = None
     kind: str = "classification"
     payload: tuple[str, ...] = field(default=("text", "label"))
     text: str = "text"
@@ -50,12 +52,14 @@ class Classification:
             max_chars=spec.validation.max_chars,
             length_slack=spec.validation.length_quantile_slack,
             same_text=spec.validation.same_text,
+            official=Official.from_spec(spec),
         )
 
     # --- human rows -------------------------------------------------------------------------
 
     def required_columns(self) -> list[str]:
-        return [*self.source_columns().values(), *self.group_by]
+        fold = [self.official.column] if self.official and self.official.column else []
+        return [*self.source_columns().values(), *self.group_by, *fold]
 
     def source_columns(self) -> dict[str, str]:
         return {"text": self.text_column, "label": self.label_column}
@@ -66,12 +70,14 @@ class Classification:
     def read_human(self, raw: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Raw rows (all String, ``_source``, ``_row``, ``_problem``, ``_raw``) -> (rows, rejects).
 
-        A row is set aside for the first reason that applies: a reader's problem, missing_text,
+        A row is set aside for the first reason that applies: a reader's problem, missing_fold,
+        other_fold (official folds only, as all reasons that name a side), missing_text,
         too_short, too_long, missing_label, dropped_label, unknown_label, rare_label,
         conflicting_labels (one text, in the form of ``same_text``, under several labels: none is
-        kept), duplicate (the first row of the source is kept). Nothing is dropped: rows + rejects
-        = raw. Labels are tidied (``cells.tidy``). A row whose group cells say nothing is grouped by
-        its words, whatever the form of texts.
+        kept), duplicate (the first row of the source is kept), duplicate_of_ and conflicts_with_
+        SIDE. Nothing is dropped: rows + rejects = raw. Labels are tidied (``cells.tidy``). A row
+        whose group cells say nothing is grouped by its words, whatever the form of texts. With
+        official folds, both have a column ``side``.
         """
         rows = (
             raw.sort("_source", "_row")
@@ -83,8 +89,11 @@ class Classification:
                 group_of(self.group_by).alias("group")
                 if self.group_by
                 else pl.lit(None, pl.String).alias("group"),
-                pl.col("_problem").alias("reason"),
+                pl.coalesce("_problem", self.official.reason()).alias("reason")
+                if self.official
+                else pl.col("_problem").alias("reason"),
                 pl.col("_raw").alias("raw"),
+                *([self.official.side().alias(SIDE)] if self.official else []),
             )
             .with_columns(
                 normalise(pl.col("text")).alias("normal"),
@@ -96,9 +105,15 @@ class Classification:
         dropped = [v for v in found if any(fnmatch.fnmatchcase(v, p) for p in self.drop_labels)]
         rows = rows.with_columns(reason=pl.coalesce("reason", self._cell_reason(dropped)))
         rows = self._rare(rows)
-        rows = _conflicting_and_repeated(rows)
+        rows = conflicting_and_repeated(rows, self.official.first if self.official else ())
+        side = [SIDE] if self.official else []
         kept = rows.filter(pl.col("reason").is_null()).select(
-            "text", "label", "source", "source_row", pl.coalesce("group", "normal").alias("group")
+            "text",
+            "label",
+            "source",
+            "source_row",
+            pl.coalesce("group", "normal").alias("group"),
+            *side,
         )
         rejects = rows.filter(pl.col("reason").is_not_null()).select(
             "source",
@@ -107,6 +122,7 @@ class Classification:
             pl.col("label").str.slice(0, MAX_SHOWN_CHARS),
             "reason",
             "detail",
+            *side,
         )
         return kept, rejects
 
@@ -286,21 +302,3 @@ class Classification:
         low = float(lengths.quantile(0.01) or 0) / self.length_slack
         high = float(lengths.quantile(0.99) or 0) * self.length_slack
         return max(self.min_chars, int(low)), min(self.max_chars, int(high) + 1)
-
-
-def _conflicting_and_repeated(rows: pl.DataFrame) -> pl.DataFrame:
-    fine = pl.col("reason").is_null()
-    labels_of_text = pl.col("label").filter(fine).n_unique().over("same")
-    rows = rows.with_columns(
-        reason=pl.when(fine & (labels_of_text > 1))
-        .then(pl.lit("conflicting_labels"))
-        .otherwise("reason")
-    )
-    kept = rows.with_row_index("position").filter(pl.col("reason").is_null())
-    repeated = kept.filter(~pl.col("same").is_first_distinct())["position"]
-    position = pl.int_range(pl.len(), dtype=pl.UInt32)
-    return rows.with_columns(
-        reason=pl.when(position.is_in(repeated.implode()))
-        .then(pl.lit("duplicate"))
-        .otherwise("reason")
-    )

@@ -181,7 +181,7 @@ def _declared(folder: Path, made: Mapping[str, Any], source_folder: Path | None)
     try:
         document = yaml.safe_load((folder / DEFS).read_text(encoding="utf-8"))
         spec = DatasetSpec.model_validate(document.get("attributes") or {})
-        prompt = (folder / PROMPT).read_text(encoding="utf-8")
+        prompt = (folder / PROMPT).read_text(encoding="utf-8") if spec.generates else ""
         lines = (folder / SEEDS).read_bytes().splitlines() if (folder / SEEDS).exists() else []
         seeds = tuple(orjson.loads(line) for line in lines)
     except (OSError, ValueError, yaml.YAMLError, ValidationError, AttributeError) as error:
@@ -223,6 +223,8 @@ def _released_calls(home: Home, made: Mapping[str, Any]) -> list[str] | None:
 
     They are in the stored candidates; None where those are gone or are not what was released.
     """
+    if "candidates" not in made["stages"]:  # nothing was generated
+        return []
     dataset, version = str(made["dataset"]), str(made["stages"]["candidates"]["data_version"])
     path = ContentStore(home.store).path(dataset, "candidates", version)
     try:
@@ -259,7 +261,9 @@ def _asking_nobody(
 
     ``asked``: the ids of its calls, as far as they are known.
     """
-    generate = dataset.spec.generate
+    if not dataset.spec.generates:
+        return dataset
+    generate = dataset.spec.generation
     asked_as, identity = model["asked_as"], None
     if asked_as is not None:
         identity, copied = _copy_answers(ledger, new, dataset.name, model, asked)
