@@ -20,6 +20,7 @@ from synth_assets.lifecycle import students
 from synth_assets.lifecycle.contribution import ARMS, Contribution
 from synth_assets.lifecycle.measure import measure
 from synth_assets.lifecycle.resample import (
+    Estimate,
     drawn_scores,
     exponential,
     interval,
@@ -476,17 +477,17 @@ def test_a_lead_by_a_handful_of_rows_does_not_clear_zero() -> None:
         worse = truth.copy()
         worse[:lead] = -1
         scores = drawn_scores(truth, np.stack([truth, worse]), keys, labels=1, draws=4000)
-        values = np.repeat((scores.accuracy[0] - scores.accuracy[1])[None], 3, axis=0)
-        lows[lead] = interval(values, lowest=-1.0, difference=True).low
+        lead_drawn = scores.accuracy[0] - scores.accuracy[1]
+        found = Estimate(lead_drawn, np.full(3, lead_drawn[0]))
+        lows[lead] = interval(found, lowest=-1.0, difference=True).low
     assert lows[1] < 0
     assert lows[4] < 0
     assert lows[7] > 0
 
 
 def test_refits_that_all_do_worse_widen_an_interval_without_moving_it() -> None:
-    values = np.full((11, 101), 0.8)
-    values[1:] = 0.6 + np.linspace(-0.01, 0.01, 10)[:, None]
-    found = interval(values, lowest=0.0)
+    refits = 0.6 + np.linspace(-0.01, 0.01, 10)
+    found = interval(Estimate(np.full(101, 0.8), refits), lowest=0.0)
     assert found.value == 0.8
     assert found.low < 0.8 < found.high
     assert found.low + found.high == pytest.approx(1.6)
@@ -494,9 +495,8 @@ def test_refits_that_all_do_worse_widen_an_interval_without_moving_it() -> None:
 
 def test_fewer_repeats_mean_wider_intervals() -> None:
     def width(repeats: int) -> float:
-        values = np.full((1 + repeats, 201), 0.5)
-        values[1:] += np.tile([-0.01, 0.01], repeats // 2)[:, None]
-        found = interval(values, lowest=0.0)
+        refits = 0.5 + np.tile([-0.01, 0.01], repeats // 2)
+        found = interval(Estimate(np.full(201, 0.5), refits), lowest=0.0)
         return found.high - found.low
 
     assert width(2) > width(4) > width(20)

@@ -33,10 +33,10 @@ from synth_assets.lifecycle.contribution import ARMS, METRICS, ArmName, Contribu
 from synth_assets.lifecycle.draws import TrainingDraws, training_draws
 from synth_assets.lifecycle.resample import (
     Codes,
+    FitScores,
     Floats,
     Interval,
-    Scores,
-    drawn_scores,
+    fit_scores,
     interval,
     keys_of,
 )
@@ -205,7 +205,7 @@ class _Result:
 
     rows: int
     note: str
-    scores: Scores | None = None
+    scores: FitScores | None = None
     right: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
 
 
@@ -250,7 +250,7 @@ class _Exam:
             return _Result(count, _joined(rows.note, str(problem)))
         predicted = np.where(predicted < len(self.labels), predicted, -1)
         truth = self.codes(self.held.labels)
-        scores = drawn_scores(
+        scores = fit_scores(
             truth,
             predicted,
             keys_of(self.held.clusters, seed=self.seed, stream="holdout"),
@@ -322,17 +322,13 @@ def _schema(strings: Sequence[str], floats: Sequence[str]) -> pl.Schema:
     return pl.Schema(kinds)
 
 
-def _metric(scores: Scores, metric: str) -> Floats:
-    return scores.accuracy if metric == "accuracy" else scores.macro_f1
-
-
 def _arms(results: dict[ArmName, _Result]) -> pl.DataFrame:
     rows: list[dict[str, object]] = []
     for arm in ARMS:
         row: dict[str, object] = {"arm": arm, "rows": results[arm].rows}
         scores = results[arm].scores
         for metric in METRICS:
-            found = interval(_metric(scores, metric), lowest=0.0) if scores else None
+            found = interval(scores.of(metric), lowest=0.0) if scores else None
             row |= _limits(found, _columns(metric))
         rows.append(row | {"note": results[arm].note})
     floats = [name for metric in METRICS for name in _columns(metric)]
@@ -347,8 +343,8 @@ def _differences(results: dict[ArmName, _Result]) -> pl.DataFrame:
         for metric in METRICS:
             found = None
             if ours and theirs:
-                values = _metric(ours, metric) - _metric(theirs, metric)
-                found = interval(values, lowest=-1.0, difference=True)
+                change = ours.of(metric) - theirs.of(metric)
+                found = interval(change, lowest=-1.0, difference=True)
             name: dict[str, object] = {"comparison": f"{arm} - {base}", "metric": metric}
             rows.append(name | _limits(found, ("value", "low", "high")))
     return pl.DataFrame(rows, schema=_schema(["comparison", "metric"], ["value", "low", "high"]))
@@ -363,11 +359,11 @@ def _labels(
         row: dict[str, object] = {"label": name}
         for arm in ARMS:
             scores = results[arm].scores
-            row[f"f1_{arm}"] = round(float(scores.f1[0, code, 0]), DECIMALS) if scores else None
+            row[f"f1_{arm}"] = round(float(scores.f1(code).drawn[0]), DECIMALS) if scores else None
         found = None
         if human and blend:
-            values = blend.f1[:, code] - human.f1[:, code]
-            found = interval(values, lowest=-1.0, difference=True)
+            change = blend.f1(code) - human.f1(code)
+            found = interval(change, lowest=-1.0, difference=True)
         rows.append(row | _limits(found, _columns("delta")))
     floats = [*(f"f1_{arm}" for arm in ARMS), *_columns("delta")]
     scored = pl.DataFrame(rows, schema=_schema(["label"], floats))
