@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from synth_assets.spec.fingerprint import (
+    ADDED,
     EXCLUDED,
-    LATER,
     REVISIONS,
     SHAPES,
     code_version,
@@ -80,6 +80,7 @@ OTHER: dict[str, Any] = {
     "validate.derived_from_unused": "allow",
     "seeds.file": "other.jsonl",
     "seeds.strategy": "random",
+    "blend.class_weights": "balanced",
     "validate.same_text": "words",
     "human.limit_train": 7,
     "partition.near_copies": "keep",
@@ -380,6 +381,6 @@ def test_a_key_that_came_later_moves_nothing_while_it_is_at_its_default(
     datasets = [DECLARED[0], of_sources(None, None)]
     now = [versions(attributes) for attributes in datasets]
     for stage, entries in SHAPES.items():
-        monkeypatch.setitem(SHAPES, stage, tuple(e for e in entries if e not in LATER))
+        monkeypatch.setitem(SHAPES, stage, tuple(e for e in entries if e not in ADDED))
     assert [versions(attributes) for attributes in datasets] == now
-    assert {e for entries in SHAPES.values() for e in entries}.isdisjoint(LATER)
+    assert {e for entries in SHAPES.values() for e in entries}.isdisjoint(ADDED)

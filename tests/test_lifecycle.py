@@ -388,7 +388,7 @@ def synthetic(count: int, label: str) -> pl.DataFrame:
     )
 
 
-def blended(share: float | None) -> pl.DataFrame:
+def blended(share: float | None, *, balance_classes: bool = False) -> pl.DataFrame:
     made = pl.concat([synthetic(200, "billing"), synthetic(12, "login")])
     return blend(
         sides(human()).human_train,
@@ -399,6 +399,7 @@ def blended(share: float | None) -> pl.DataFrame:
         human_weight=1.0,
         synthetic_weight=0.5,
         seed=0,
+        balance_classes=balance_classes,
     )
 
 
@@ -408,6 +409,24 @@ def test_a_share_caps_the_synthetic_rows(share: float) -> None:
     made = train.filter(pl.col("origin") == "synthetic").height
     assert made / train.height <= share
     assert (made + 1) / (train.height + 1) > share
+
+
+def test_class_weights_give_every_label_the_same_total_and_leave_validation_alone() -> None:
+    plain, balanced = blended(None), blended(None, balance_classes=True)
+    train, before = split_rows(balanced, "train"), split_rows(plain, "train")
+    totals = train.group_by("label").agg(pl.col("weight").sum())["weight"].to_list()
+    assert len(totals) > 1
+    assert totals == pytest.approx([before["weight"].sum() / len(totals)] * len(totals))
+    # Within a label, a synthetic row still counts half of a human one.
+    ratio = (
+        train.group_by("label", "origin")
+        .agg(pl.col("weight").first())
+        .pivot("origin", index="label", values="weight")
+    )
+    both = ratio.drop_nulls()
+    assert (both["synthetic"] / both["human"]).to_list() == pytest.approx([0.5] * both.height)
+    assert split_rows(balanced, "validation").equals(split_rows(plain, "validation"))
+    assert balanced.drop("weight").equals(plain.drop("weight"))
 
 
 def test_a_cap_takes_from_every_label_in_turn() -> None:

@@ -175,7 +175,7 @@ def _controls(found: Verdict, differences: pl.DataFrame) -> str:
 _EXPLAINED: Mapping[str, str] = {
     "volume": "The gain may be volume alone: more weight on the human rows gives it, too.",
     "class balance": "The gain may be the balance of the classes alone: class weights on the "
-    "human rows give it without a synthetic row.",
+    "human rows give it without a synthetic row (blend.class_weights).",
 }
 
 
