@@ -21,7 +21,7 @@ held fixed: rows of another generation run would add to them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -218,6 +218,10 @@ class _Exam:
     draws: TrainingDraws
     repeats: int
     seed: int
+    # Arms of the same rows under other weights share their features.
+    known: dict[tuple[str, ...], tuple[students.PreparedStudent, students.Features]] = field(
+        default_factory=dict
+    )
 
     @classmethod
     def of(
@@ -259,14 +263,25 @@ class _Exam:
         )
         return _Result(count, _joined(rows.note, note), scores, predicted[0] == truth)
 
+    def _prepared(
+        self, rows: _Rows, codes: Codes
+    ) -> tuple[students.PreparedStudent, students.Features]:
+        """The student bound to an arm, and the held-out texts in its features."""
+        name = (*rows.ids, *rows.texts)
+        if name in self.known:
+            like, features = self.known[name]
+            return self.kind.prepare(rows.texts, codes, rows.weights, like=like), features
+        prepared = self.kind.prepare(rows.texts, codes, rows.weights)
+        self.known[name] = prepared, prepared.encode(self.held.texts)
+        return self.known[name]
+
     def _predictions(self, rows: _Rows) -> tuple[Codes, str]:
         """Codes (1 + repeats, held-out rows), the full fit first."""
         codes = self.codes(rows.labels)
         shape = (1 + self.repeats, len(self.held.ids))
         if len(set(rows.labels)) == 1:
             return np.full(shape, codes[0]), "a single label, predicted for every row"
-        prepared = self.kind.prepare(rows.texts, codes, rows.weights)
-        features = prepared.encode(self.held.texts)
+        prepared, features = self._prepared(rows, codes)
         predicted, notes = np.empty(shape, dtype=np.int64), set()
         for fit, draw in enumerate((None, *self.draws.factors(rows.clusters))):
             fitted = prepared.fit(draw)

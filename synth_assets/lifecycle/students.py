@@ -77,10 +77,18 @@ class Student(Protocol):
     def name(self) -> str:
         """The name it has in a spec."""
 
-    def prepare(self, texts: Sequence[str], labels: Codes, weights: Floats) -> PreparedStudent:
+    def prepare(
+        self,
+        texts: Sequence[str],
+        labels: Codes,
+        weights: Floats,
+        *,
+        like: PreparedStudent | None = None,
+    ) -> PreparedStudent:
         """Binds the student to an arm of at least two labels; weights are finite and > 0.
 
-        Raises ``UnusableTexts`` when no feature can be made of the texts.
+        ``like``: this student, prepared on the same texts in the same order; its features are
+        taken over. Raises ``UnusableTexts`` when no feature can be made of the texts.
         """
 
 
@@ -228,9 +236,15 @@ class TfidfLogReg:
 
     name: str = "tfidf_logreg"
 
-    def prepare(self, texts: Sequence[str], labels: Codes, weights: Floats) -> PreparedStudent:
-        encoder = TfidfEncoder.learn(texts)
-        features = encoder.encode(texts)
+    def prepare(
+        self,
+        texts: Sequence[str],
+        labels: Codes,
+        weights: Floats,
+        *,
+        like: PreparedStudent | None = None,
+    ) -> PreparedStudent:
+        encoder, features = _encoded(texts, like)
         start, note = _logreg(features, labels, weights)
         return _PreparedLogReg(encoder, features, labels, weights, start, note)
 
@@ -259,9 +273,24 @@ class TfidfNB:
 
     name: str = "tfidf_nb"
 
-    def prepare(self, texts: Sequence[str], labels: Codes, weights: Floats) -> PreparedStudent:
-        encoder = TfidfEncoder.learn(texts)
-        return _PreparedNB(encoder, encoder.encode(texts), labels, weights)
+    def prepare(
+        self,
+        texts: Sequence[str],
+        labels: Codes,
+        weights: Floats,
+        *,
+        like: PreparedStudent | None = None,
+    ) -> PreparedStudent:
+        return _PreparedNB(*_encoded(texts, like), labels, weights)
+
+
+def _encoded(
+    texts: Sequence[str], like: PreparedStudent | None
+) -> tuple[TfidfEncoder, sparse.csr_matrix]:
+    if isinstance(like, _PreparedLogReg | _PreparedNB):
+        return like.encoder, like.features
+    encoder = TfidfEncoder.learn(texts)
+    return encoder, encoder.encode(texts)
 
 
 STUDENTS: dict[str, Student] = {kind.name: kind for kind in (TfidfLogReg(), TfidfNB())}
