@@ -222,3 +222,32 @@ def test_no_shared_group_gives_an_empty_table() -> None:
 def test_a_side_without_the_group_column_is_refused() -> None:
     with pytest.raises(UsageError, match="'asset'"):
         group_overlap(pl.DataFrame({"asset": ["a"]}), pl.DataFrame({"x": [1]}), group="asset")
+
+
+ACROSS = "CHANGE OUT RH STICK CYLINDER"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("- L/H BOOM CYL CHANGE OUT\n- RH STICK CYLINDER PIN COMING OUT\n-", False),
+        ("1. boom cyl change out\r\n2. rh stick cylinder pin", False),
+        ("  * boom cyl change out\n  * rh stick cylinder pin", False),
+        ("- boom cyl change out\n  rh stick cylinder pin", True),  # one item of two lines
+        ("Write about: change out\nrh stick cylinder, please", True),
+        ("- boom, change out \x1e rh stick cylinder pin", True),
+        ("- pin: change out rh stick cylinder now\n- another", True),
+    ],
+)
+def test_what_ends_one_item_and_begins_the_next_is_no_text(prompt: str, found: bool) -> None:
+    holdout = pl.DataFrame({"record_id": ["h"], "text": [ACROSS]})
+    seen = prompt_leaks(pl.Series([prompt]), holdout, threshold=0.9)
+    assert seen["kind"].to_list() == (["inside"] if found else [])
+
+
+def test_a_holdout_text_of_several_lines_is_found_across_items() -> None:
+    holdout = pl.DataFrame({"record_id": ["h"], "text": ["- change out the cylinder\n- weld it"]})
+    seen = prompt_leaks(
+        pl.Series(["Say:\n- change out the cylinder\n- weld it"]), holdout, threshold=1
+    )
+    assert "inside" in seen["kind"].to_list()

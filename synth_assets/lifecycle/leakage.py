@@ -31,6 +31,9 @@ LINES_AT_ONCE = 200_000
 
 _LINE_BREAK = r"[\r\n\x0B\x0C\x{85}\x{2028}\x{2029}]+"
 _LIST_MARK = r"^(?:(?:[\p{Pd}*+•‣◦·>#|]+|\(?\d{1,6}[.):\]]|\(?[A-Za-z][.)])\s+)+"
+# A line that begins an item of a list. What ends one item and begins the next was never one text.
+_NEW_ITEM = r"(?m)^(\s*(?:[-*+•‣◦·]|\d{1,6}[.)])\s)"
+_ITEM_BREAK = "\x1e"
 _FIELD_NAME = r"^[\p{Ps}\s\"']*[\p{L}_][\p{L}\p{N}_ ]{0,30}[\"']?\s*[:=]\s*"
 
 PROMPT_LEAKS = pl.Schema(
@@ -152,7 +155,7 @@ def prompt_leaks(
     A prompt shows one when a line of it is similar to the holdout text, with or without its list
     mark ("- ", "12. ") and field name ("Text: "); or when the holdout text, if it has 20
     normalised characters or more, stands in the normalised prompt at word boundaries, across lines
-    too. `labels` are what the prompts ask for (null: not known), `stratum` is the column of the
+    too, but not across the items of a list, unless the holdout text has several lines itself. `labels` are what the prompts ask for (null: not known), `stratum` is the column of the
     holdout's.
 
     Returns one row per prompt and holdout row, ordered by them: `prompt` (UInt32, index into
@@ -258,20 +261,41 @@ def _shown_inside(each: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     begin and end at word boundaries.
     """
     texts = (
-        known.select(holdout_id="record_id", text=normalise(pl.col("text")))
+        known.select(
+            holdout_id="record_id",
+            text=normalise(pl.col("text")),
+            lines=pl.col("text").str.strip_chars().str.contains(_LINE_BREAK),
+        )
         .filter(pl.col("text").str.len_chars() >= INSIDE_CHARS)
-        .unique("text", keep="first", maintain_order=True)
+        .unique(["text", "lines"], keep="first", maintain_order=True)
         .with_columns(pattern=pl.format(" {} ", "text"))
     )
+    plain = pl.col("text").str.replace_all(_LINE_BREAK, "\n")
+    items = (
+        plain.str.replace_all(_ITEM_BREAK, " ", literal=True)
+        .str.replace_all(_NEW_ITEM, _ITEM_BREAK + "${1}")
+        .str.split(_ITEM_BREAK)
+    )
+    found = [
+        _standing_in(
+            each.select("each", text=items).explode("text"), texts.filter(~pl.col("lines"))
+        ),
+        _standing_in(each.select("each", "text"), texts.filter("lines")),
+    ]
+    return pl.concat(found).unique(["each", "holdout_id"], keep="first", maintain_order=True)
+
+
+def _standing_in(shown: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    """Which of ``texts`` (holdout_id, text, pattern) stand in which of ``shown`` (each, text)."""
     # A typed literal: a list of no patterns would have no type.
     patterns = pl.lit(pl.Series([texts["pattern"]], dtype=pl.List(pl.String)))
     normal = pl.format(" {} ", normalise(pl.col("text")))
     return (
-        each.select("each", pattern=normal.str.extract_many(patterns, overlapping=True))
+        shown.select("each", pattern=normal.str.extract_many(patterns, overlapping=True))
         .explode("pattern")
         .drop_nulls()
-        .unique()
-        .join(texts, on="pattern")
+        .unique(maintain_order=True)
+        .join(texts, on="pattern", maintain_order="left")
         .select(
             "each",
             "holdout_id",
