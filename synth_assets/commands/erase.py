@@ -66,7 +66,6 @@ def impact(dataset: str, as_json: bool, **words: Any) -> None:
     """
     from synth_assets.erasure.erase import outlook
     from synth_assets.erasure.impact import impact as find
-    from synth_assets.erasure.past import is_past
     from synth_assets.erasure.select import Selector, select
 
     named, declared, past = _named(dataset)
@@ -74,9 +73,7 @@ def impact(dataset: str, as_json: bool, **words: Any) -> None:
         selector = Selector(**_words(words))
         known = select(named, home(), instance, selector)
         # Before it is widened by what descends: the marks are those of the rows themselves.
-        findings = (
-            [] if is_past(named) else outlook(named, home(), instance, known, selector).findings
-        )
+        findings = outlook(named, home(), instance, known, selector).findings
         found = find(named, declared, home(), instance, known.copy())
         others = [find(one, declared, home(), instance, known.copy()) for one in past]
     kept = [_told(one, declared, named.name) for one in others if not one.nothing]

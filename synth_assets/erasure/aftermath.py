@@ -14,6 +14,7 @@ from synth_assets.assets.source import reading_of
 from synth_assets.assets.stages import key
 from synth_assets.erasure.impact import read_table
 from synth_assets.erasure.labels import HumanLane, new_findings
+from synth_assets.erasure.past import is_past
 from synth_assets.errors import SynthError
 from synth_assets.lifecycle.partition import partition
 from synth_assets.lifecycle.records import with_record_id
@@ -47,18 +48,21 @@ def aftermath(
     dataset: Dataset, home: Home, instance: dg.DagsterInstance, stones: Tombstones
 ) -> Aftermath:
     """The human lane and the plan as they will come out without the rows of ``stones``."""
-    if not dataset.spec.generates:
-        return Aftermath(asked_anew={})
+    if is_past(dataset):  # nothing is made of it any more
+        return Aftermath(asked_anew={}, findings=())
     made = _standing(dataset, home, instance)
     seeds_code = made.pop("seeds code", None)
+    nothing_asked = None if dataset.spec.generates else dict[str, int]()
     if "human_raw" not in made:
-        return Aftermath()
+        return Aftermath(asked_anew=nothing_asked)
     raw = read_table(made["human_raw"])  # type: ignore[arg-type]
     try:
         before, after = (_lane(dataset, raw, these) for these in (Tombstones(), stones))
     except SynthError:
-        return Aftermath()
+        return Aftermath(asked_anew=nothing_asked)
     findings = new_findings(dataset, before, after)
+    if not dataset.spec.generates:
+        return Aftermath(asked_anew=nothing_asked, findings=findings)
     if not set(NEEDED[:3]) <= made.keys() or seeds_code != code_version(dataset, "seeds"):
         return Aftermath(findings=findings)
     tables = {stage: read_table(path) for stage, path in made.items()}  # type: ignore[arg-type]

@@ -82,11 +82,13 @@ def _rest(row: Mapping[str, int]) -> str:
 
 
 def _findings(dataset: Dataset, lane: HumanLane, labels: list[str]) -> list[Finding]:
-    """All that the checks of the human lane and of the plan would find."""
+    """All that the checks of the human lane and of the plan, if there is one, would find."""
     task = task_for(dataset.spec)
     used = dict(lane.human.group_by(task.stratum).len().iter_rows())
     found = of_source(task.strata(), used, lane.rejects)
     found += of_sides(counts_by_side(lane.human, *lane.sides, stratum=task.stratum, labels=labels))
+    if not dataset.spec.generates:
+        return found
     # How many seeds a label has does not depend on which they are.
     seeds = dataset.spec.seeds.model_copy(update={"strategy": "random"})
     quick = replace(dataset, spec=dataset.spec.model_copy(update={"seeds": seeds}))
