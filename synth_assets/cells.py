@@ -41,14 +41,18 @@ def tidy(label: str) -> str:
     return re.sub(f"[{_SPACES}]+", " ", re.sub(_ENDS, "", seen))
 
 
+def filled(cells: pl.Expr) -> pl.Expr:
+    """Cells as labels are compared; "" where nothing stands, or a missing value as text (nan)."""
+    seen = tidied(cells).fill_null("")
+    return pl.when(seen.str.to_lowercase().is_in(_MISSING)).then(pl.lit("")).otherwise(seen)
+
+
 def group_of(columns: Sequence[str]) -> pl.Expr:
     """The group of a row: what its cells in ``columns`` say, joined; null where they say nothing.
 
     A cell that is blank, or holds a missing value written as text (``nan``), says nothing. Of
     several columns, those that say something make the group.
     """
-    said = [tidied(pl.col(name)).fill_null("") for name in columns]
-    said = [pl.when(one.str.to_lowercase().is_in(_MISSING)).then(pl.lit("")).otherwise(one)
-            for one in said]  # fmt: skip
+    said = [filled(pl.col(name)) for name in columns]
     joined = pl.concat_list(said).list.join(GROUP_MARK)
     return pl.when(pl.any_horizontal(one != "" for one in said)).then(joined)

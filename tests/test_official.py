@@ -19,6 +19,7 @@ from synth_assets.lifecycle.records import with_record_id
 from synth_assets.lifecycle.release import partition_text
 from synth_assets.spec.load import Dataset, load_dataset
 from synth_assets.spec.model import DatasetSpec
+from synth_assets.spec.partition import Partition
 from synth_assets.tasks.classification import Classification
 from synth_assets.tasks.official import HOLDOUT_FIRST, Official
 from tests.datasets import DatasetFolder, human_rows
@@ -57,6 +58,8 @@ def read(rows: list[Row], official: Official = OFFICIAL) -> dict[int, str]:
         ([("one text", "a", "dev"), ("two text", "a", "0")], ["validation", "train"]),
         ([("one text", "a", "Test"), ("two text", "a", None)], ["train", "missing_fold"]),
         ([("one text", "a", " "), ("two text", "a", "")], ["missing_fold"] * 2),
+        ([("one text", "a", "nan"), ("two text", "a", "\u200b")], ["missing_fold"] * 2),
+        ([("one text", "a", "\ufefftest\u200b"), ("two", "a", "te\xadst")], ["holdout"] * 2),
         ([("", "a", "test"), ("ok text", "", "test")], ["missing_text", "missing_label"]),
         # One text on two sides: the row of the test set stays, wherever it stands in the file.
         ([("A t!", "a", "train"), ("a  t", "a", "test")], ["duplicate_of_holdout", "holdout"]),
@@ -78,6 +81,36 @@ def read(rows: list[Row], official: Official = OFFICIAL) -> dict[int, str]:
 )  # fmt: skip
 def test_a_row_is_on_the_side_of_its_fold_or_says_why_not(rows: list[Row], told: list[str]) -> None:
     assert list(dict(sorted(read(rows).items())).values()) == told
+
+
+def test_the_values_of_a_fold_are_compared_in_one_form() -> None:
+    """A test row whose cell another program wrote is no training row."""
+    fold = Partition.model_validate(
+        {"column": "fold", "holdout": ["pru\u0308fung", "None"], "validation": ["2  a"]}
+    )
+    listed = {value: side for side, values in fold.folds.items() for value in values}
+    official = Official("fold", listed, "train")
+    cells = ["pr\xfcfung", "pru\u0308fung\xa0", "None", "2\xa0a", "none", "other"]
+    rows: list[Row] = [(f"text number {n}", "a", cell) for n, cell in enumerate(cells)]
+    sides = ["holdout"] * 3 + ["validation", "missing_fold", "train"]
+    assert list(dict(sorted(read(rows, official).items())).values()) == sides
+    with pytest.raises(ValueError, match="listed in holdout already"):
+        Partition.model_validate({"column": "f", "holdout": ["\xe9"], "validation": ["e\u0301"]})
+
+
+@pytest.mark.parametrize(
+    ("listed", "cell"), [("test", "Test"), ("test", "ｔｅｓｔ"), ("1", "1.0"), ("1", "01")]
+)
+def test_a_value_beside_a_listed_one_is_not_trained_on(listed: str, cell: str) -> None:
+    rows: list[Row] = [("one", "a", listed), ("two", "a", cell), ("three", "a", "2")]
+    told = Official("fold", {listed: "holdout"}, "train").no_such_value(raw(rows))
+    assert told is not None
+    assert told[:2] == (
+        "holdout",
+        f"column 'fold' has {cell!r} (1 rows) beside {listed!r}",
+    )
+    both = Official("fold", {listed: "holdout", cell: "train"}, "train")
+    assert both.no_such_value(raw(rows)) is None
 
 
 def test_with_training_folds_named_a_row_of_another_fold_is_set_aside() -> None:
@@ -383,7 +416,7 @@ def test_a_declared_value_that_no_row_has_is_told_with_what_there_is() -> None:
     assert (
         fix == "did you mean 'Dev'? values found: 'Dev' (1 rows), 'test' (1 rows), 'train' (1 rows)"
     )
-    assert OFFICIAL.no_such_value(raw([*rows, ("four", "a", " dev")])) is None
+    assert OFFICIAL.no_such_value(raw([rows[0], rows[2], ("four", "a", " dev")])) is None
 
 
 # --- what a release says ----------------------------------------------------------------------

@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 import yaml
 
+from synth_assets.assets.measuring import HUMAN_ONLY
 from synth_assets.assets.references import column_lineage
 from synth_assets.assets.stages import STAGES, stages_of
 from synth_assets.assets.workbench import Workbench
@@ -262,9 +263,23 @@ def test_manifest_and_card_name_the_fold_and_count_what_was_removed(place: Place
 # --- human rows only, other declarations ----------------------------------------------------------
 
 
+# Kept: a group on both sides. Opposites of two labels are alike in letters only: no copies.
+ON_BOTH = {
+    "old": [
+        ("turn the volume of it up a bit", "login", ""),
+        ("a striped zebra crosses", "zoo", "ann"),
+    ],
+    "new": [
+        ("turn the volume of it down a bit", "billing", ""),
+        ("the ledger is in the drawer", "billing", "ann"),
+    ],
+}
+
+
 def human_only(folder: Path) -> DatasetFolder:
     """Human rows in two sources, one of which is the test set; near-copies of it are kept."""
     dataset = DatasetFolder(folder)
+    dataset.attributes["task"]["labels"]["zoo"] = "animals"
     for name in ("source", "seeds", "generate"):
         del dataset.attributes[name]
     named = {"old": "train", "new": "holdout"}
@@ -273,13 +288,15 @@ def human_only(folder: Path) -> DatasetFolder:
             {"name": name, "kind": "files", "path": f"{name}.csv", "split": split}
             for name, split in named.items()
         ],
-        "partition": {"validation": 0.1, "near_copies": "keep"},
+        "partition": {"validation": 0.1, "near_copies": "keep", "group_by": ["who"]},
         "measure": {"repeats": 2},
     }
     folder.mkdir(parents=True)
     dataset.write_spec()
-    write_csv(folder / "old.csv", dataset.rows[30:])
-    write_csv(folder / "new.csv", dataset.rows[:30])
+    rows = [row | {"who": ""} for row in dataset.rows]
+    for name, its in (("old", rows[28:]), ("new", rows[:28])):
+        its += [{"body": text, "topic": topic, "who": who} for text, topic, who in ON_BOTH[name]]
+        write_csv(folder / f"{name}.csv", its)
     return dataset
 
 
@@ -300,6 +317,12 @@ def test_human_rows_only_with_a_test_set_of_their_own_are_released_and_erased(
     kept = place.table("human_train").drop_nulls("kept_despite").height
     assert (place.table("holdout").height, place.table("set_aside").height) == (30, 0)
     assert kept == sum(found["partition"]["kept_despite"].values()) > 10
+    train = place.table("human_train").filter(split="train")
+    like = train.filter(pl.col("kept_despite").str.ends_with("_holdout"))
+    assert "turn the volume of it up a bit" not in set(like["text"])
+    caution = found["contribution"]["sentence"].removeprefix(HUMAN_ONLY)
+    assert caution.startswith(f" Caution: {like.height} human training rows are near-copies of")
+    assert "held-out rows, 1 of them only of the same group, and were kept" in caution
     for told in ("There are no synthetic rows.", "source new (30 rows)", f"{kept:,} training and"):
         assert told in card
     with opened_instance() as instance:
@@ -311,6 +334,9 @@ def test_human_rows_only_with_a_test_set_of_their_own_are_released_and_erased(
     out = synth_home.parent / "out"
     fine("export", "tickets", "--format", "hf", "--out", str(out))
     assert "Human rows only" in next(out.rglob("README.md")).read_text()
+    zebra = train.row(by_predicate=pl.col("label") == "zoo", named=True)
+    last = fine("impact", "tickets", "--record", zebra["record_id"], "--json").json
+    assert "'zoo' loses its last training row" in str(last["warnings"])
     row = place.table("holdout").row(0, named=True)
     chosen = f"{row['source']}:{row['source_row']}"
     erased = fine("erase", "tickets", "--source-row", chosen, "--reason", "r", "--yes", "--json")

@@ -15,6 +15,7 @@ from synth_assets.assets.stages import check, key, tables
 from synth_assets.lifecycle.draws import clustered
 from synth_assets.lifecycle.leakage import leaks
 from synth_assets.lifecycle.measure import Contribution, measure
+from synth_assets.lifecycle.partition import with_group
 from synth_assets.lifecycle.unused import (
     caution,
     lines_of,
@@ -55,6 +56,7 @@ def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
     ) -> Iterator[Any]:
         groups = human if spec.partition.group_by else None
         trained = clustered(train, groups)
+        cautions = _cautions(dataset, train, eval, human, optional)
         with shown_to_user():
             found = measure(
                 _of(trained, "human", spec.blend.weights.human),
@@ -67,10 +69,11 @@ def _contribution(dataset: Dataset) -> dg.AssetsDefinition:
                 repeats=spec.measure.repeats,
                 seed=spec.random_seed,
                 first_of_each=spec.human.min_train_per_label if spec.human.limit_train else 0,
-                cautions=_cautions(dataset, train, eval, optional),
+                cautions=cautions,
             )
             if not spec.generates and not spec.synthetic_sources:
-                found = replace(found, verdict="not_measurable", sentence=HUMAN_ONLY)
+                sentence = " ".join([HUMAN_ONLY, *filter(None, cautions)])
+                found = replace(found, verdict="not_measurable", sentence=sentence)
         yield dg.Output(found.table(), "contribution", metadata=_metadata(found))
         yield evidence.result(
             key(dataset, "contribution"),
@@ -94,13 +97,21 @@ def _cautions(
     dataset: Dataset,
     train: pl.DataFrame,
     held_out: pl.DataFrame,
+    human: pl.DataFrame,
     optional: Mapping[str, pl.DataFrame],
 ) -> list[str]:
     """What the declaration allows that weakens the verdict: see ``partition.near_copies``,
-    ``validate.derived_from_unused``."""
-    human = train.filter(pl.col("origin") == "human")
-    kept = _kept(dataset, human, held_out) if dataset.spec.partition.near_copies == "keep" else []
+    ``validate.derived_from_unused``. ``human``: every usable human row, with its group."""
+    kept: list[str] = []
+    if dataset.spec.partition.near_copies == "keep":
+        of_people = train.filter(pl.col("origin") == "human")
+        kept = _kept(dataset, *(_grouped(rows, human) for rows in (of_people, held_out)))
     return kept + _of_unused(dataset, train, optional)
+
+
+def _grouped(rows: pl.DataFrame, human: pl.DataFrame) -> pl.DataFrame:
+    groups = human.select("record_id", "group")
+    return rows.join(groups, on="record_id", how="left", maintain_order="left")
 
 
 def _of_unused(
@@ -125,14 +136,21 @@ def _of_unused(
 
 
 def _kept(dataset: Dataset, human: pl.DataFrame, held_out: pl.DataFrame) -> list[str]:
-    """The caution about held-out rows whose near-copies are trained on by declaration."""
-    text, threshold = task_for(dataset.spec).text, dataset.spec.validation.decontaminate
-    like = leaks(human, held_out, text=text, threshold=threshold).height
-    if not like:
+    """The caution about training rows that are like held-out rows, or of their groups, by
+    declaration: those that ``partition`` would have set aside."""
+    task, threshold = task_for(dataset.spec), dataset.spec.validation.decontaminate
+    like = leaks(human, held_out, text=task.text, threshold=threshold, stratum=task.stratum)
+    groups = with_group(held_out)["group"].unique()
+    shared = human.filter(
+        pl.col("group").is_in(groups.implode()),
+        ~pl.col("record_id").is_in(like["record_id"].implode()),
+    ).height
+    if not (count := like.height + shared):
         return []
+    of_groups = f", {shared:,} of them only of the same group," if shared else ""
     return [
-        f"Caution: {like:,} human training rows are near-copies of held-out rows and were kept "
-        "(partition.near_copies: keep), so that the scores are too good."
+        f"Caution: {count:,} human training rows are near-copies of held-out rows{of_groups} and "
+        "were kept (partition.near_copies: keep), so that the scores are too good."
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from synth_assets.cells import tidy
 from synth_assets.errors import shown
 from synth_assets.spec.base import Name, Number, Strict, fail
 
@@ -14,7 +15,7 @@ NearCopies = Literal["drop_train", "drop_holdout", "keep"]
 
 
 def _fold(value: object) -> object:
-    """A value of the fold column as it stands there, without white space around it."""
+    """A value of the fold column, as labels are compared (``cells.tidy``)."""
     if not isinstance(value, str):
         raise fail(
             "fold",
@@ -22,13 +23,13 @@ def _fold(value: object) -> object:
             value=shown(value),
             fix="put it in quotes, as it stands in the column: 'test', '1'",
         )
-    if not value.strip():
+    if not tidy(value):
         raise fail(
             "fold",
             "a blank cell belongs to no fold",
             fix="name values; rows whose cell is blank are set aside",
         )
-    return value.strip()
+    return tidy(value)
 
 
 Folds = Annotated[list[Annotated[str, BeforeValidator(_fold)]], Field(min_length=1)]

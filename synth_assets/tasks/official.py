@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from synth_assets.cells import filled, tidied
 from synth_assets.errors import shown
 
 if TYPE_CHECKING:
@@ -61,7 +64,8 @@ class Official:
         )
 
     def no_such_value(self, raw: pl.DataFrame) -> tuple[str, str, str] | None:
-        """(side, problem, fix) of a listed value that no row of ``raw`` has, if there is one.
+        """(side, problem, fix) of a listed value that no row of ``raw`` has, or that some rows
+        have in another spelling (case, ``1.0`` for ``1``), if there is one.
 
         A row that a reader could not read, or that was erased, has no cells any more.
         """
@@ -83,13 +87,35 @@ class Official:
                 f"no row has {shown(value)} in column {shown(self.column)}",
                 f"{guess}values found: {', '.join(named) or 'none'}{more}",
             )
+        return self._spelt_otherwise(found)
+
+    def _spelt_otherwise(self, found: Mapping[str, int]) -> tuple[str, str, str] | None:
+        """A value beside a listed one: by itself it would be trained on, or used by nobody."""
+        listed = {_loosely(value): value for value in self.sides}
+        for value, rows in found.items():
+            meant = listed.get(_loosely(value))
+            if value not in self.sides and meant is not None:
+                return (
+                    self.sides[meant],
+                    f"column {shown(self.column)} has {shown(value)} ({rows:,} rows) beside "
+                    f"{shown(meant)}",
+                    f"list {shown(value)} too, on the side that it is of, or mend the cells",
+                )
         return None
 
     def _value(self) -> pl.Expr:
         if self.column:
-            return pl.col(self.column).str.strip_chars()
+            seen = tidied(pl.col(self.column))
+            return pl.when(seen.is_in(list(self.sides))).then(seen).otherwise(filled(seen))
         # A row shows its source's name, and the file it stands in where there may be several.
         return pl.col("_source").str.split("/").list.first()
+
+
+def _loosely(value: str) -> str:
+    """A value whatever its case, and a number however it is written."""
+    seen = unicodedata.normalize("NFKC", value).casefold()
+    number = re.fullmatch(r"0*(\d+)(?:\.0*)?", seen)
+    return number[1] if number else seen
 
 
 def _beside(first: tuple[str, ...]) -> pl.Expr:
