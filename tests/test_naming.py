@@ -19,7 +19,8 @@ from synth_assets.lifecycle.naming import (
 SPELLINGS = [
     "61", "61.0", "61.", "61.00", "0061", "#61", "# 61", "No. 61", "nr 61", "№61", "id:61", "ID 61",
     "'61'", '"61"', "[61]", '["61"]', "(61)", "<61>", "`61`", "„61“", "６１", "٦١", "+61", "6.1e1",
-    " 61 ", "\u00a061\u202f", "\ufeff61", "6\u200b1", "\t61\n",
+    " 61 ", "\u00a061\u202f", "\ufeff61", "6\u200b1", "\t61\n", "row 61", "Row: 61.0",
+    "line #61", "Record 61", "index=61",
 ]  # fmt: skip
 
 
@@ -37,6 +38,7 @@ def test_a_number_is_the_same_in_every_spelling(spelling: str) -> None:
         ("T-9", "#T-9"),
         ("1234", "1,234"),
         ("1234567", "1\u202f234\u202f567.0"),
+        ("1234567", "1’234’567"),
         ("Straße 5", "STRASSE  5"),
         ("caf\u00e9", "cafe\u0301"),
         ("0", "-0.0"),
@@ -51,7 +53,16 @@ def test_other_ids_are_the_same_in_other_spellings(spelling: str, other: str) ->
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("61", "-61"), ("61", "610"), ("61.5", "61"), ("t-61", "61"), ("a1", "a01"), ("#", "")],
+    [
+        ("61", "-61"),
+        ("61", "610"),
+        ("61.5", "61"),
+        ("t-61", "61"),
+        ("a1", "a01"),
+        ("#", ""),
+        ("rows 61", "61"),
+        ("row t-61", "61"),
+    ],
 )
 def test_what_differs_by_more_than_its_spelling_stays_apart(one: str, other: str) -> None:
     assert canonical(one) != canonical(other)
@@ -97,6 +108,14 @@ def test_missing_values_name_nobody(nothing: str) -> None:
         ('[["61"], null, ""]', ["61"]),
         ("[NaN, 61.0]", ["61.0"]),
         ("[URGENT] the pump leaks", None),
+        ("array([61, 62])", ["61", "62"]),
+        ("np.array(['61', 'x'], dtype='<U2')", ["61", "x"]),
+        ("array(['61', 'x'], dtype=object)", ["61", "x"]),
+        ("frozenset({61, 62})", ["61", "62"]),
+        ("set()", []),
+        ("array([], dtype=int64)", []),
+        ("list(of all pumps) leaks", None),
+        ("array(61)", None),
         ("[61 62]", None),
         ("['61' '62']", None),
         ("61, 62", None),
@@ -122,6 +141,7 @@ def test_a_list_of_what_is_no_reference_is_refused(cell: str) -> None:
         ("61\n62", ["61", "62"]),
         ("61 62", ["61", "62"]),
         ("[61 62]", ["61", "62"]),
+        ("array([61 62])", ["61", "62"]),
         ("nan, 61", ["61"]),
         ("a; b, c d", ["a; b", "c d"]),
     ],

@@ -23,9 +23,17 @@ _DASHES: Final = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _INVISIBLE: Final = re.compile("[\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 _QUOTES: Final = "\"'`´‘’‚“”„«»‹›"
 _AROUND: Final = _QUOTES + "()[]{}<>"
-# A word for "number" before what is one: "#61", "no. 61", "id: 61".
-_MARK: Final = re.compile(r"(?:#|(?:no|nr|id|n°)(?=[\s.:=#\d]))[\s.:=#]*(?=\d)|#\s*(?=\S)")
-_THOUSANDS: Final = re.compile(r"([+-]?)(\d{1,3}(?:([,_' ])\d{3})(?:\3\d{3})*)((?:\.\d*)?)")
+# A word for "number" before what is one: "#61", "no. 61", "id: 61", "row 61".
+_MARK: Final = re.compile(
+    r"(?:#|(?:no|nr|id|n°|row|line|record|index)(?=[\s.:=#\d]))[\s.:=#]*(?=\d)|#\s*(?=\S)"
+)
+_THOUSANDS: Final = re.compile(r"([+-]?)(\d{1,3}(?:([,_'’ ])\d{3})(?:\3\d{3})*)((?:\.\d*)?)")
+# How numpy and Python write what is no list: array([1, 2], dtype=int64), frozenset({1}).
+_WRAPPED: Final = re.compile(
+    r"(?:(?:np|numpy)\.)?(?:array|set|frozenset|list|tuple|deque)\("
+    r"(|[\[({].*[\])}])(?:,\s*dtype=[^,\[\]]*)?\)",
+    re.DOTALL,
+)
 _NUMBER: Final = re.compile(r"[+-]?\d+(?:\.\d*)?(?:e[+-]?\d{1,2})?")
 _NOBODY: Final = frozenset({"", "nan", "none", "null", "<na>", "na", "n/a", "nat", "nil", "-"})
 # Strings beside each other without a comma: numpy writes them so, and Python would join them.
@@ -86,7 +94,7 @@ def read_list(cell: str) -> list[str] | None:
     Raises:
         ValueError: it is a list, and holds what is no reference.
     """
-    stripped = cell.strip()
+    stripped = _unwrapped(cell)
     if not stripped.startswith(("[", "(", "{", '"')) or len(stripped) > _LONGEST:
         return None
     for read in (_read_json, _read_python):
@@ -106,7 +114,7 @@ def cut(cell: str, known: Callable[[str], bool]) -> list[str]:
 
     Other separators count where a piece between them is known; blanks, where all pieces are.
     """
-    inside = cell.strip()
+    inside = _unwrapped(cell)
     if inside.startswith("[") and inside.endswith("]"):
         inside = inside[1:-1]
     found: list[str] = []
@@ -125,6 +133,12 @@ def cut(cell: str, known: Callable[[str], bool]) -> list[str]:
 def is_cut_off(cell: str) -> bool:
     """Whether a cell begins as a list and never ends."""
     return cell.strip().startswith("[") and "]" not in cell
+
+
+def _unwrapped(cell: str) -> str:
+    """The list in what Python and numpy write around one."""
+    found = _WRAPPED.fullmatch(cell.strip())
+    return (found[1] or "[]") if found else cell.strip()
 
 
 def _simpler(reference: str) -> str:
