@@ -56,3 +56,9 @@ def group_of(columns: Sequence[str]) -> pl.Expr:
     said = [filled(pl.col(name)) for name in columns]
     joined = pl.concat_list(said).list.join(GROUP_MARK)
     return pl.when(pl.any_horizontal(one != "" for one in said)).then(joined)
+
+
+def group_named(values: Sequence[str]) -> str:
+    """The group that ``group_of`` makes of rows with these cells; "" where they say nothing."""
+    said = ["" if tidy(one).lower() in _MISSING else tidy(one) for one in values]
+    return GROUP_MARK.join(said) if any(said) else ""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synth_assets.cells import group_of, tidied, tidy, trimmed
+from synth_assets.cells import group_named, group_of, tidied, tidy, trimmed
 from synth_assets.errors import SpecError
 from synth_assets.lifecycle.imported import ImportRules, import_rows
 from synth_assets.lifecycle.records import unit
@@ -41,6 +41,22 @@ def raw(**columns: list[str | None]) -> pl.DataFrame:
 
 def texts(count: int) -> list[str | None]:
     return [f"text number {n} of them" for n in range(count)]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=5), st.sampled_from(["nan", "None", "w1", NFD, "\u200b", " NaN"])
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_group_that_a_person_names_is_that_of_rows_with_such_cells(cells: list[str]) -> None:
+    """`synth erase --group w1 --group nan` names the rows that stand so in the source."""
+    names = [str(place) for place in range(len(cells))]
+    frame = pl.DataFrame([cells], schema=dict.fromkeys(names, pl.String), orient="row")
+    assert (frame.select(group_of(names)).item() or "") == group_named(cells)
 
 
 @given(st.text(max_size=30))

@@ -363,6 +363,26 @@ def test_the_values_of_a_fold_move_the_rows_and_the_sides() -> None:
     assert moved(*shares) == {"partition"}
 
 
+@pytest.mark.parametrize(
+    ("declared", "counted"),
+    [
+        ({}, False),
+        ({"partition": {"near_copies": "keep"}}, True),
+        ({"validate": {"derived_from_unused": "allow"}}, True),
+    ],
+)
+def test_a_sentence_that_counts_copies_is_made_anew_for_another_threshold(
+    declared: dict[str, Any], counted: bool
+) -> None:
+    before, after = (
+        ATTRIBUTES
+        | declared
+        | {"validate": declared.get("validate", {}) | {"decontaminate": limit}}
+        for limit in (0.6, 0.9)
+    )
+    assert ("contribution" in moved(before, after)) == counted
+
+
 def test_without_generation_what_was_made_of_generated_rows_is_made_anew() -> None:
     imports = of_sources(None, None)
     imports["sources"][1] |= {"role": "synthetic"}

@@ -366,6 +366,7 @@ HUMAN_SOURCE = {"kind": "files", "path": "human.csv"}
         (("train", "holdout"), {"holdout": 0.3}, "partition.holdout: `split` of the sources"),
         (("train", "holdout"), {"column": "f", "holdout": ["a"]}, "partition.column: `split` of"),
         (("train", "holdout", "validation"), {"validation": 0.2}, "partition.validation: `split`"),
+        ((None, None), {"validation": 0.8}, "holdout + validation leave nothing to train on"),
     ],
 )
 def test_sides_of_sources_that_make_no_sense_are_one_error(
@@ -379,6 +380,13 @@ def test_sides_of_sources_that_make_no_sense_are_one_error(
     assert isinstance(found, str)
     assert told in found
     assert found.count("defs.yaml:") == 1
+
+
+def test_a_share_of_the_training_source_may_be_large(folder: DatasetFolder) -> None:
+    """The default share of a holdout is none of it: the holdout is another source."""
+    sources = [HUMAN_SOURCE | {"name": side, "split": side} for side in ("train", "holdout")]
+    found = loaded(folder, source=None, sources=sources, partition={"validation": 0.8})
+    assert isinstance(found, Dataset)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from synth_assets.assets.planning import plan_checks
 from synth_assets.assets.workbench import Workbench
 from synth_assets.lifecycle.partition import PartitionRules, partition
 from synth_assets.lifecycle.records import with_record_id
@@ -22,7 +23,7 @@ from synth_assets.run import Session
 from synth_assets.settings import defs_roots, home
 from synth_assets.sources.files import read_batches
 from synth_assets.sources.records import FileFormat
-from synth_assets.spec.load import dataset_named
+from synth_assets.spec.load import dataset_named, load_dataset
 from synth_assets.status import CheckStatus
 from synth_assets.tasks.classification import Classification
 from synth_assets.terminal import opened_instance
@@ -112,6 +113,26 @@ def test_parents_that_nobody_knows_are_a_warning_and_too_many_hold_what_is_below
     assert held.code == 3
     assert "imported/descent_known failed: 10 of 10 parents" in held.errors.replace("\n", " ")
     assert {s["stage"]: s["status"] for s in statuses().values()}["candidates"] == "missing"
+
+
+@pytest.mark.parametrize(
+    ("partition", "looked"),
+    [
+        ({"column": "fold", "holdout": ["test"], "train": ["one"]}, True),
+        ({"column": "fold", "holdout": ["test"]}, True),
+        ({"holdout": 0.3}, False),
+    ],
+)
+def test_prompts_are_looked_at_wherever_rows_are_left_out(
+    tmp_path: Path, partition: dict[str, object], looked: bool
+) -> None:
+    folder = DatasetFolder(tmp_path / "tickets")
+    folder.write()
+    folder.edit("partition", partition)
+    dataset = load_dataset(folder.folder)
+    assert dataset is not None
+    names = {key.name for one in plan_checks(dataset) for key in one.check_keys}
+    assert ("no_unused" in names) == looked
 
 
 @pytest.mark.slow

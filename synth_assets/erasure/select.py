@@ -12,7 +12,7 @@ import orjson
 import polars as pl
 
 from synth_assets.assets.source import reading_of
-from synth_assets.cells import GROUP_MARK, tidy
+from synth_assets.cells import GROUP_MARK, group_named
 from synth_assets.erasure.impact import read_table, versions_of
 from synth_assets.errors import UsageError, shown
 from synth_assets.lifecycle.descent import Known, normalised, raw_descendants
@@ -146,7 +146,12 @@ class _Finder:
 
     def by_group(self, values: tuple[str, ...]) -> Known:
         columns = self.reading.group_by
-        if len(values) != len(columns) or not any(map(tidy, values)):
+        if len(values) == len(columns) and not group_named(values):
+            raise UsageError(
+                "rows whose cells say nothing are no group",
+                fix="select by --source-row, --record or --text-file",
+            )
+        if len(values) != len(columns):
             raise UsageError(
                 f"partition.group_by names {len(columns)} columns, {len(values)} values are given",
                 where=str(self.dataset.file),
@@ -154,7 +159,7 @@ class _Finder:
                 if columns
                 else "select by --source-row, --record or --text-file",
             )
-        return Known(groups=frozenset([GROUP_MARK.join(map(tidy, values))]))
+        return Known(groups=frozenset([group_named(values)]))
 
     def widened(self, known: Known) -> Known:
         """With every row, in any table, that says the same, is of the group, or holds a text."""

@@ -177,6 +177,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "blend.weights",
         "partition.group_by",
         "human.min_train_per_label",
+        # What the sentence warns of.
+        "partition.near_copies",
         "validate.derived_from_unused",
     ),
     "release": ("release", "description", "source.license", "import.license"),
@@ -233,6 +235,8 @@ def code_version(dataset: Dataset, stage: str) -> str:
     ingredients = {path: value for path, value in found.items() if not _unsaid(path, value)}
     if stage in ONLY_WHERE_GENERATED and not dataset.spec.generates:
         ingredients["generates"] = False
+    if stage == "contribution" and _counts_copies(dataset):
+        ingredients["validate.decontaminate"] = _at(declared, "validate.decontaminate")
     files: dict[str, Any] = {}
     if stage == "plan":
         files["prompt"] = dataset.prompt.text
@@ -247,6 +251,13 @@ def code_version(dataset: Dataset, stage: str) -> str:
         "files": files,
     }
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def _counts_copies(dataset: Dataset) -> bool:
+    """Whether the contribution's sentence counts rows that are like others, by their threshold."""
+    spec = dataset.spec
+    allowed = spec.validation.derived_from_unused == "allow"
+    return allowed or spec.partition.near_copies == "keep"
 
 
 def _unsaid(path: str, value: Any) -> bool:

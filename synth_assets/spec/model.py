@@ -543,6 +543,20 @@ class DatasetSpec(Strict):
         self._nothing_else_decides_the_sides()
         return self
 
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> Self:
+        part = self.partition
+        # Of sources that say their side, no share is held out.
+        if not self.official_sources and part.holdout_share + part.validation_share >= 1:
+            raise fail(
+                "impossible_share",
+                "holdout + validation leave nothing to train on",
+                key="partition.holdout",
+                value=f"{part.holdout} + {part.validation}",
+                fix="make the two shares add up to less than 1",
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_shares_that_decide_nothing(
         self, written: SerializerFunctionWrapHandler

@@ -146,15 +146,3 @@ class Partition(Strict):
                     )
                 seen[value] = side
         return self
-
-    @model_validator(mode="after")
-    def _something_is_left(self) -> Self:
-        if self.holdout_share + self.validation_share >= 1:
-            raise fail(
-                "impossible_share",
-                "holdout + validation leave nothing to train on",
-                key="holdout",
-                value=f"{self.holdout} + {self.validation}",
-                fix="make the two shares add up to less than 1",
-            )
-        return self
