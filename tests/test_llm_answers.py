@@ -215,6 +215,36 @@ def test_thinking_that_was_cut_has_no_rows_and_what_came_before_it_has() -> None
     assert (nothing.items, nothing.problem) == ([], "no_rows")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<longcat_think>x</longcat_think>\n- a", "- a"),
+        ("<|thinking|>x\n- y<|/thinking|>\n- a", "- a"),
+        ("<|channel|>analysis<|message|>x<|end|>\n- a", "- a"),
+        ("<|channel|>analysis<|message|>x<|end|><|start|>assistant<|message|>- a", "- a"),
+        ("assistantfinal- a", "- a"),
+        ("Sure!<think>x\n- y\n</think>- a", "Sure!\n- a"),
+    ],
+)
+def test_rarer_marks_of_thinking_go(text: str, said: str) -> None:
+    assert without_thinking(text).text.strip() == said
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "<|im_end|>\n<|im_start|>user\n- more",
+        "</s>[INST] - more",
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n- more",
+        "<end_of_turn>\n<start_of_turn>user\n- more",
+        "<|endoftext|>Human: - more",
+    ],
+)
+def test_what_a_model_makes_up_of_the_next_turn_is_no_part_of_its_answer(turn: str) -> None:
+    read = items_of(f"- a\n- b{turn}", "list", cut=False, asked=Asked(2))
+    assert (read.items, read.aside) == (["a", "b"], "")
+
+
 # --- plain lists ----------------------------------------------------------------------------------
 
 
@@ -413,9 +443,52 @@ def test_no_text_is_too_odd_and_no_row_is_made_up(text: str, rows: int, cut: boo
         read = items_of(text, mode, cut=cut, asked=Asked(rows, "rows", frozenset({"text"})))
         for item in read.items if mode == "list" else ():
             words = item.split() if isinstance(item, str) else []
-            assert all(word in text or word.strip("\\") in text for word in words)
+            assert all(word in text or word.strip("\\*_") in text for word in words)
     for mark in ("", "-", "3."):
         assert all(row.strip() for row in read_plain_list(text, cut=cut, continued=mark).rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("**Ticket 1**\nSubject: P\nBody: it leaks\n\n**Ticket 2**\nSubject: V\nBody: stuck",
+         ["Subject: P Body: it leaks", "Subject: V Body: stuck"]),
+        ("**Row 1**\n\nHi,\n\nIt leaks.\n\n**Row 2**\n\nHello,\n\nStuck.\n\nLet me know!",
+         ["Hi, It leaks.", "Hello, Stuck."]),
+        ("1. Hi.\nIt leaks.\n2. Hello.\nStuck.\n\nEnjoy!", ["Hi. It leaks.", "Hello. Stuck."]),
+        ("1. it leaks\nLabel: pump\n2. stuck\nLabel: valve", ["it leaks", "stuck"]),
+        ("- it leaks\n  *Tone: cross*\n- stuck\n  *Tone: calm*", ["it leaks", "stuck"]),
+        ("1. Customer: hi\n   Agent: yes\n2. Customer: oh\n   Agent: no",
+         ["Customer: hi Agent: yes", "Customer: oh Agent: no"]),
+        ("- it leaks\n(cross)\n- stuck\n(calm)", ["it leaks", "stuck"]),
+        ("- it leaks\n- stuck\nlet me know if you need more", ["it leaks", "stuck"]),
+        ("\u2212 it leaks\n\u2212 stuck", ["it leaks", "stuck"]),
+        ("\u30fb\u6f0f\u308c\n\u30fb\u97f3", ["\u6f0f\u308c", "\u97f3"]),
+        ("Here:\n\u2705 it leaks\n\u2705 stuck", ["it leaks", "stuck"]),
+        ("\u2192 it leaks\n\u2192 stuck", ["it leaks", "stuck"]),
+        ("\u2705 it works\n\u274c it fails", ["\u2705 it works", "\u274c it fails"]),
+        ("J. Smith called\nK. Jones wrote", ["J. Smith called", "K. Jones wrote"]),
+        ("2023: it leaked\n2024: stuck", ["2023: it leaked", "2024: stuck"]),
+        ('Here are two:\n\n"it leaks"\n\n"stuck"\n\nEnjoy!', ["it leaks", "stuck"]),
+        ("Here:\n```\nit leaks\nstuck\n```\nEnjoy!", ["it leaks", "stuck"]),
+        ('Here:\n```json\n["it leaks", "stuck"]\n```\nEnjoy!', ["it leaks", "stuck"]),
+        ('Here you are: ["it leaks", "stuck"]. Enjoy!', ["it leaks", "stuck"]),
+        ("I can't create an account on it\nstuck", ["I can't create an account on it", "stuck"]),
+    ],
+)  # fmt: skip
+def test_a_row_is_all_of_its_text_and_nothing_but_it(text: str, rows: list[str]) -> None:
+    assert items_of(text, "list", cut=False, asked=Asked(2)).items == rows
+
+
+def test_a_list_of_words_inside_the_one_row_is_part_of_it() -> None:
+    text = 'the log says ["x"] again'
+    assert items_of(text, "list", cut=False, asked=Asked(1)).items == [text]
+
+
+def test_a_refusal_is_no_row_either_with_a_list_mark() -> None:
+    text = "- I'm sorry, but I can't help with that."
+    assert items_of(text, "list", cut=False, asked=Asked(5)).problem == "refused"
+    assert items_of(text, "list", cut=False, asked=Asked(1)).items == [text[2:]]
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -438,8 +511,20 @@ def test_no_text_is_too_odd_and_no_row_is_made_up(text: str, rows: int, cut: boo
         ('{"text": "a"}\n{"text": "b"}', [{"text": "a"}, {"text": "b"}], True),
         ('{"rows": {"text": "a"}}', [{"text": "a"}], True),
         ('{"result": {"status": "ok", "value": [1]}}', [], False),
+        ('{"rows": ["a"]}\n{"rows": ["b"]}', ["a", "b"], True),
+        ('```json\n{"rows": ["a"]}\n```\nand\n```json\n{"rows": ["b", "c', ["a", "b"], False),
+        ('<tool_call>{"name": "rows", "arguments": {"rows": ["a"]}}</tool_call>\n'
+         '<tool_call>{"name": "rows", "arguments": {"rows": ["b"]}}</tool_call>', ["a", "b"], True),
+        ('[TOOL_CALLS] [{"name": "rows", "arguments": {"rows": ["a"]}}]', ["a"], True),
+        ('[TOOL_CALLS]rows{"rows": ["a"]}', ["a"], True),
+        ('[{"rows": ["a"]}, {"rows": ["b"]}]', ["a", "b"], True),
+        ('{"rows": "[\\"a\\", \\"b\\"]"}', ["a", "b"], True),
+        ('{"name": "rows", "arguments": "{\\"rows\\": [\\"a\\"]}"}', ["a"], True),
+        ('"{\\"rows\\": [\\"a\\"]}"', ["a"], True),
+        ('{"rows": ["it\\\'s", "b \\\\"]}', ["it's", "b \\"], True),
+        ('{"type": "object", "properties": {"rows": {}}, "required": ["rows"]}', [], False),
     ],
-)
+)  # fmt: skip
 def test_the_list_that_was_asked_for_wins(text: str, items: list[Any], complete: bool) -> None:
     assert salvage_json_list(text, key="rows", fields={"text"}) == (items, complete)
 
@@ -470,7 +555,8 @@ def read_body(body: bytes, **asked: Any) -> Decoded:
         *((name, ErrorKind.LENGTH) for name in (
             "length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens",
             "FINISH_REASON_MAX_TOKENS", "FinishReason.MAX_TOKENS", "maxTokens", "token_limit",
-            "max-tokens", " length ", "model_context_window_exceeded")),
+            "max-tokens", " length ", "model_context_window_exceeded", "length_limit",
+            "max_tokens_exceeded", "output_limit", "ResponseTruncated", "num_predict")),
         ("content_filter", ErrorKind.CONTENT_FILTER),
         ("SAFETY", ErrorKind.CONTENT_FILTER),
         *((name, "whole") for name in ("stop", "STOP", "eos", "end_turn", "tool_calls", "new")),
@@ -513,6 +599,8 @@ def call(name: str | None, arguments: object) -> dict[str, Any]:
          [{"text": "a"}, {"text": "b"}]),
         ({"tool_calls": [call("rows", '{"rows": ["a", "x'), call("rows", '{"rows": ["b"]}')]},
          ["a", "b"]),
+        ({"content": "x", "tool_calls": [{"name": "rows", "arguments": '{"rows": ["a"]}'}]}, ["a"]),
+        ({"tool_calls": [{"function": {"name": "rows", "parameters": {"rows": ["a"]}}}]}, ["a"]),
         ({"function_call": {"name": "rows", "arguments": '{"rows": ["a"]}'}}, ["a"]),
         ({"content": '{"rows": ["a"]}', "tool_calls": [call("search", '{"rows": ["z"]}')]}, ["a"]),
         ({"content": '{"rows": ["a"]}', "tool_calls": None}, ["a"]),

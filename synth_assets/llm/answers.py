@@ -60,6 +60,11 @@ _ENDINGS: Final[dict[str, ErrorKind]] = {
     ),
     "refusal": ErrorKind.REFUSED,
 }
+# What other names of a limit have in common: "length_limit", "max_tokens_exceeded".
+_LIMITED: Final = re.compile(
+    r"length|truncat|max_(?:\w+_)?tokens?|token_limit|(?:output|context|token)s?_(?:\w+_)?limit"
+    r"|limit_reached|num_predict|context_window"
+)
 _UNTOLD: Final = frozenset({"", "null", "none", "unknown", "unspecified"})
 _CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _LIMITS: Final = ("max_tokens", "max_completion_tokens")
@@ -238,7 +243,7 @@ def ending_of(finish: str | None) -> ErrorKind | Literal["whole"] | None:
     name = name.removeprefix("finish_reason_")
     if name in _UNTOLD:
         return None
-    return _ENDINGS.get(name, "whole")
+    return _ENDINGS.get(name, ErrorKind.LENGTH if _LIMITED.search(name) else "whole")
 
 
 def _parsed(body: bytes) -> tuple[Any, bool]:
@@ -352,12 +357,14 @@ def _arguments(message: dict[str, Any], function: str) -> list[str]:
     """
     calls = message.get("tool_calls")
     found = calls if isinstance(calls, list) else [calls]
-    functions = [call.get("function") for call in found if isinstance(call, dict)]
+    calls = [call for call in found if isinstance(call, dict)]
+    # Some servers leave out the level between.
+    functions = [call.get("function", call) for call in calls]
     functions.append(message.get("function_call"))
     given = [one for one in functions if isinstance(one, dict)]
     if function:
         given = [one for one in given if _is_named(one.get("name"), function)]
-    texts = [_argument_text(one.get("arguments")) for one in given]
+    texts = [_argument_text(one.get("arguments", one.get("parameters"))) for one in given]
     known = [text for text in texts if text]
     return known if function else known[:1]
 

@@ -63,13 +63,30 @@ PROBE_SCHEMA: Final[dict[str, Any]] = {
     "additionalProperties": False,
 }
 _DOCUMENT: Final = re.compile(r'\s*(?:\{\s*"|\[\s*[{"])')
+# Each is looked for to the end of the text.
+MOST_FENCES: Final = 20
+_FENCES: Final = re.compile(
+    r"^[ \t]*(?P<mark>`{3,}|~{3,})[\w+-]*[ \t]*\n(?P<inner>.*?)\n[ \t]*(?P=mark)[ \t]*$",
+    re.DOTALL | re.MULTILINE,
+)
+# A document of several lines; inside a line, a list of words may be part of the text.
+_BRACKET_LINE: Final = re.compile(r"^[ \t]*[\[{][ \t]*$", re.MULTILINE)
 _FENCE_LINE: Final = re.compile(r"(`{3,}|~{3,})[\w+-]*[ \t\r]*")
 # Lines without marks that are as many as were asked for may still be a refusal.
-_REFUSAL: Final = re.compile(
+_APOLOGY: Final = (
     r"(?:(?:i['\u2019]?m|i am|we['\u2019]re)\s+(?:very |so |really )?sorry|sorry|i apologi[sz]e"
-    r"|my apologies|unfortunately)?\W*(?:but\s+)?(?:as an ai\b|(?:i|we)(?:['\u2019]m|\s+am)?\s*"
+    r"|my apologies|unfortunately)\W*(?:but\s+)?"
+)
+_CANNOT: Final = (
+    r"(?:i|we)(?:['\u2019]m|\s+am)?\s*"
     r"(?:can(?:no|['\u2019])t|can not|won['\u2019]t|will not|not able to|unable to)\s+(?:to\s+)?"
-    r"(?:help|assist|provide|create|write|generate|comply|fulfil|continue|produce|do that|engage))",
+)
+_DOING: Final = r"(?:help|assist|provide|create|write|generate|fulfil|continue|produce|engage)"
+# Without an apology it may be a customer who says what he cannot do: "I can't create an account".
+_REFUSAL: Final = re.compile(
+    rf"{_APOLOGY}{_CANNOT}(?:{_DOING}|comply|do that)|(?:{_APOLOGY})?(?:as an ai\b"
+    rf"|{_CANNOT}(?:comply|do that|{_DOING}\b[^.!?\n]{{0,20}}\b(?:this|that|these|such|your request"
+    r"|the request|requests?|content|messages|examples)\b))",
     re.IGNORECASE,
 )
 _PROBE_PROMPT = "Give one row that says: ok"
@@ -211,13 +228,37 @@ def _from_list(text: str, asked: Asked, *, cut: bool) -> Items:
         items, complete = salvage_json_list(document, key=asked.key, fields=asked.fields)
         if items and (complete or cut):
             return Items(items, complete and not cut)
-    return _listed(read_plain_list(text, cut=cut, rows=asked.rows), asked, cut=cut)
+    found = read_plain_list(text, cut=cut, rows=asked.rows)
+    if not found.marked:
+        inside = _in_prose(text, asked, cut=cut)
+        if inside is not None:
+            return inside
+    return _listed(found, asked, cut=cut)
+
+
+def _in_prose(text: str, asked: Asked, *, cut: bool) -> Items | None:
+    """The rows of the one code fence, or the JSON, that prose stands around; None for neither."""
+    marks = text.count("```") + text.count("~~~")
+    fences = [*_FENCES.finditer(text)] if marks <= MOST_FENCES else []
+    if len(fences) == 1 and text.replace(fences[0][0], "").strip():
+        inner = fences[0]["inner"]
+        read = _from_list(inner, asked, cut=False)
+        if read.items:
+            return read
+    items, complete = salvage_json_list(text, key=asked.key, fields=asked.fields)
+    likely = (
+        len(items) == asked.rows != 1
+        or not all(isinstance(item, str) for item in items)
+        or _BRACKET_LINE.search(text)
+    )
+    return Items(items, not cut) if items and complete and likely else None
 
 
 def _listed(found: PlainList, asked: Asked, *, cut: bool) -> Items:
     aside, lines = "\n".join(found.aside), len(found.aside)
     counted = f"{lines} line{'s' if lines != 1 else ''}"
-    if found.rows and not found.marked and _REFUSAL.match(found.rows[0]) and asked.rows is not None:
+    alone = not found.marked or (len(found.rows) == 1 and asked.rows != 1)
+    if found.rows and alone and _REFUSAL.match(found.rows[0]) and asked.rows is not None:
         refusal = "\n".join(found.rows)
         return Items([], not cut, ErrorKind.REFUSED.value, "the model declined", refusal)
     if not found.rows and lines:

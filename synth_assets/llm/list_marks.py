@@ -11,12 +11,18 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-_DASHES: Final = "-\u2013\u2014"
+_DASHES: Final = "-\u2010\u2013\u2014\u2015\u2212"
 _BULLET: Final = re.compile(
-    rf"(?:[{_DASHES}*+\u00b7]\s+|[\u2022\u2023\u25e6\u25aa\u25cf\u25cb\u25b8\u25ba\u27a4]\s*"
+    rf"(?:[{_DASHES}*+\u00b7]\s+|[\u2022\u2023\u2043\u25e6\u25aa\u25ab\u25a0\u25a1\u25c6\u25c7\u25cf\u25cb\u25b8\u25ba"
+    rf"\u27a4\u30fb\uff65]\s*"
     rf"|<li>\s*)(?P<rest>\S.*)"
 )
-_BARE_BULLET: Final = re.compile(rf"[{_DASHES}*+\u00b7\u2022\u25e6\u25aa\u25cf]")
+_BARE_BULLET: Final = re.compile(rf"[{_DASHES}*+\u00b7\u2022\u25e6\u25aa\u25cf\u30fb]")
+# Arrows, ticks and pictures, which are bullets where every item has the same one.
+_PICTURE: Final = re.compile(
+    r"(?P<sign>[\u2190-\u21ff\u25a0-\u25ff\u2600-\u27bf\u2b00-\u2bff\U0001f300-\U0001faff]\ufe0f?)"
+    r"\s+(?P<rest>\S.*)"
+)
 _TIGHT_BULLET: Final = re.compile(rf"[{_DASHES}](?P<rest>[^\W\d_\s].*)")
 _BOX: Final = re.compile(r"(?:\[[ xX]\]|[\u2610\u2611\u2612\u2705\u2714]\ufe0f?)\s+(?=\S)")
 _NUMBER: Final = re.compile(
@@ -44,6 +50,8 @@ _QUOTES: Final = {
     "\u300e": "\u300f",
     "\u201d": "\u201d",
 }
+# A number like this at the start of a list is a year.
+FIRST_YEAR: Final = 1_000
 MOST_WRAPPERS: Final = 4
 _EMPHASIS: Final = ("***", "___", "**", "__", "~~", "*", "_", "``", "`")
 
@@ -72,6 +80,18 @@ def tight_bullet(line: str) -> str | None:
     """What follows a dash without a space; None for a line without one."""
     found = _TIGHT_BULLET.fullmatch(line)
     return found["rest"] if found else None
+
+
+def picture(line: str) -> tuple[str, str]:
+    """The arrow, tick or picture that begins a line, and what follows; "" twice for none."""
+    found = _PICTURE.fullmatch(line)
+    return (found["sign"], found["rest"]) if found else ("", "")
+
+
+def is_quoted(line: str) -> bool:
+    """Whether the whole line, with or without emphasis, stands in quotation marks."""
+    bare = _without_emphasis(line)
+    return bare[:1] in _QUOTES and bare[:1] != "'" and _without_quotes(bare) != bare
 
 
 def numbers(line: str) -> list[Number]:
@@ -134,18 +154,22 @@ def _values(written: str) -> list[tuple[str, int]]:
     return found
 
 
-def in_sequence(values: Sequence[int], *, rows: int | None) -> list[int]:
+def in_sequence(values: Sequence[int], *, rows: int | None, letters: bool = False) -> list[int]:
     """Which of these numbers, by their place, count on from one to the next.
 
     A count may begin anew at one. As many numbers as ``rows``, or numbers that are all alike, as
-    Markdown allows, count as well. One alone is a mark only where one row was asked for.
+    Markdown allows, count as well. One alone is a mark only where one row was asked for. Years are
+    no marks, nor are ``letters`` that do not begin with the first: "J. Smith".
     """
+    if values[0] >= FIRST_YEAR or (letters and 1 not in values):
+        return []
     if len(values) == 1:
         return [0] if rows == 1 and values[0] == 1 else []
     everywhere = len(values) == rows and values[0] in (0, 1)
     if len(values) > 2 and (everywhere or len(set(values)) == 1):
         return list(range(len(values)))
     starts = {0, values.index(1)} if 1 in values else {0}
+    starts -= {0} if letters and values[0] != 1 else set()
     found = max((_counting_on(values, start) for start in sorted(starts)), key=len)
     return found if len(found) > 1 else []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Final
 
 from synth_assets.llm.list_marks import (
@@ -17,7 +17,9 @@ from synth_assets.llm.list_marks import (
     bullet,
     in_sequence,
     is_emphasised,
+    is_quoted,
     numbers,
+    picture,
     tight_bullet,
     unwrapped,
     without_inner_marks,
@@ -27,6 +29,17 @@ _FENCE: Final = re.compile(r"(?:`{3,}|~{3,})[\w+-]*")
 _TAGS: Final = frozenset({"<ul>", "</ul>", "<ol>", "</ol>"})
 _HEADING: Final = re.compile(r"#{1,6}\s+\S.*")
 _CELL_END: Final = re.compile(r"(?<!\\)\|")
+# What a chat says after a list, also in lower case.
+_OFFER: Final = re.compile(
+    r"(?:let me know|(?:i )?hope (?:this|these|that)|feel free to|would you like"
+    r"|do you (?:want|need) (?:me|more)"
+    r"|if you(?:'d| would)? (?:like|need|want) (?:me|more|any|some))\b",
+    re.IGNORECASE,
+)
+# A line that says something about an item: "Tone: calm".
+_ABOUT: Final = re.compile(r"[*_(\[]*(?P<name>[^\W\d_]\w*(?: \w+)?)[*_]*\s?[:\uff1a]")
+# A remark on an item: "(angry)", "-> angry".
+_REMARK: Final = re.compile(r"\(.*\)[.!]?|\[.*\]|(?:[-=]+>|[\u2190-\u21ff]).*")
 _INDEX: Final = re.compile(r"#?\d{1,4}[.):]?|")
 # A sentence is not over after one of these.
 _GOES_ON: Final = tuple(",;(/&\u2013\u2014-")
@@ -77,6 +90,11 @@ class _Item:
     cut: bool = False
 
     @property
+    def label_only(self) -> bool:
+        """Whether a label alone begins the item, and its text is on the lines below."""
+        return self.first.number is not None and self.first.number.labelled and not self.lines[0]
+
+    @property
     def text(self) -> str:
         inner = [unwrapped(line) if is_emphasised(line) else line for line in self.lines]
         return " ".join(line for line in inner if line)
@@ -96,6 +114,8 @@ def read_plain_list(
         return _continued(text, continued, cut=cut)
     lines = _lines(text, cut=cut)
     _find_numbers(lines, rows)
+    if not any(line.is_marked for line in lines):
+        _find_pictures(lines, rows)
     members = _members(lines, rows)
     texts = [line for line in lines if line.text and not line.noise]
     table = _table(lines)
@@ -103,7 +123,10 @@ def read_plain_list(
         return table
     few = rows is not None and 2 * len(members) < rows == len(texts)
     if not members or few:
-        return _unmarked(texts, rows)
+        quoted = [line for line in texts if is_quoted(line.text) and not line.cut]
+        if members or len(quoted) != rows:
+            return _unmarked(texts, rows)
+        members = quoted
     return _marked(lines, members, wrapped=continued is None)
 
 
@@ -158,8 +181,10 @@ def _find_numbers(lines: list[_Line], rows: int | None) -> None:
             for number in numbers(line.text):
                 series.setdefault(number.series, []).append((line, number))
     counted: list[list[tuple[_Line, Number]]] = []
-    for found in series.values():
-        places = in_sequence([number.value for _, number in found], rows=rows)
+    for name, found in series.items():
+        values = [number.value for _, number in found]
+        lettered = name.endswith((":letter", ":roman"))
+        places = in_sequence(values, rows=rows, letters=lettered)
         counted.append([found[place] for place in places])
     # The longest first: "i." counts with "h." or with "ii.", whichever there is.
     counted.sort(key=len, reverse=True)
@@ -167,6 +192,19 @@ def _find_numbers(lines: list[_Line], rows: int | None) -> None:
         alone = rows == 1 and number.labelled and number.rest
         if line.number is None and not alone:
             line.number = number
+
+
+def _find_pictures(lines: list[_Line], rows: int | None) -> None:
+    """Takes a sign for a bullet where as many lines begin with it as rows were asked for."""
+    signs: dict[str, list[_Line]] = {}
+    for line in lines:
+        sign, _ = picture(line.text)
+        if sign and not line.noise:
+            signs.setdefault(sign, []).append(line)
+    found = max(signs.values(), key=len, default=[])
+    if len(found) > 1 and len(found) == rows:
+        for line in found:
+            line.bullet = picture(line.text)[1]
 
 
 def _members(lines: list[_Line], rows: int | None) -> list[_Line]:
@@ -207,7 +245,20 @@ def _of_level(
 
 
 def _marked(lines: list[_Line], members: list[_Line], *, wrapped: bool) -> PlainList:
+    items, aside = _with_their_lines(lines, members, wrapped=wrapped)
+    kept = [item for item in items if not item.cut]
+    aside += _without_remarks(kept) if wrapped else []
+    texts = without_inner_marks([item.text for item in kept if item.text])
+    return PlainList([row for text in texts if (row := unwrapped(text))], aside, True)
+
+
+def _with_their_lines(
+    lines: list[_Line], members: list[_Line], *, wrapped: bool
+) -> tuple[list[_Item], list[str]]:
+    """Items with the lines that are part of them, and the text of lines that are part of none."""
     beginnings = {id(line) for line in members}
+    every = wrapped and _all_have_two_lines(lines, beginnings)
+    labelled = _below_labels(lines, beginnings)
     items: list[_Item] = []
     aside: list[str] = []
     current: _Item | None = None
@@ -219,19 +270,93 @@ def _marked(lines: list[_Line], members: list[_Line], *, wrapped: bool) -> Plain
         if id(line) in beginnings:
             current = _Item(line, [line.rest], line.cut)
             items.append(current)
-        elif current is not None and _goes_on(current, line, before, blank, wrapped=wrapped):
+        elif current is not None and (
+            id(line) in labelled
+            or _goes_on(current, line, before, blank, wrapped=wrapped, every=every)
+        ):
             current.lines.append(line.text)
             current.cut |= line.cut
         else:
             current = None
             aside += [] if line.cut else [line.text]
         blank, before = False, line.text
-    texts = without_inner_marks([item.text for item in items if not item.cut and item.text])
-    return PlainList([row for text in texts if (row := unwrapped(text))], aside, True)
+    return items, aside
 
 
-def _goes_on(item: _Item, line: _Line, before: str, blank: bool, *, wrapped: bool) -> bool:
-    """Whether a line without a mark is part of the item before it."""
+def _below_labels(lines: list[_Line], beginnings: set[int]) -> set[int]:
+    """The lines below labels that are alone on theirs: all up to the next label.
+
+    Below the last one, as many paragraphs as below any other: what follows is said of the list.
+    """
+    blocks: list[list[list[int]]] = []
+    gap = ended = True
+    for line in lines:
+        if id(line) in beginnings:
+            if line.rest or line.number is None or not line.number.labelled:
+                return set()
+            blocks.append([])
+            gap, ended = True, False
+        elif line.noise or _HEADING.fullmatch(line.text):
+            ended = True
+        elif not line.text:
+            gap = True
+        elif not ended:
+            if gap:
+                blocks[-1].append([])
+            blocks[-1][-1].append(id(line))
+            gap = False
+    if len(blocks) < 2:
+        return set()
+    most = max(1, *(len(block) for block in blocks[:-1]))
+    kept = [*blocks[:-1], blocks[-1][:most]]
+    return {line for block in kept for paragraph in block for line in paragraph}
+
+
+def _all_have_two_lines(lines: list[_Line], beginnings: set[int]) -> bool:
+    """Whether each of several items has a line without a mark right below it."""
+    below = [
+        following
+        for line, following in pairwise([*lines, _Line("", 0)])
+        if id(line) in beginnings and line.rest
+    ]
+    own = [line for line in below if line.text and not line.noise and not line.is_marked]
+    plain = [
+        line
+        for line in own
+        if not _OFFER.match(line.text)
+        and not _REMARK.fullmatch(line.text)
+        and not line.text.endswith(":")
+        and not is_emphasised(line.text)
+    ]
+    return len(beginnings) > 1 and len(plain) == len(below) == len(beginnings)
+
+
+def _without_remarks(items: list[_Item]) -> list[str]:
+    """Takes lines such as "Tone: calm" off items that all have one; the lines taken.
+
+    They are part of the text where all of its first lines have one name as well: "Subject: ...".
+    """
+    said = [[line for line in item.lines if line] for item in items]
+    heads = {_name_of(lines[0]) for lines in said if lines}
+    if len(items) < 2 or (len(heads) == 1 and heads != {""}):
+        return []
+    common = set.intersection(*({_name_of(line) for line in lines[1:]} for lines in said)) - {""}
+    aside: list[str] = []
+    for item, lines in zip(items, said, strict=True):
+        aside += [line for line in lines[1:] if _name_of(line) in common]
+        item.lines = [*lines[:1], *(line for line in lines[1:] if _name_of(line) not in common)]
+    return aside
+
+
+def _name_of(line: str) -> str:
+    found = _ABOUT.match(line)
+    return found["name"].casefold() if found else ""
+
+
+def _goes_on(
+    item: _Item, line: _Line, before: str, blank: bool, *, wrapped: bool, every: bool
+) -> bool:
+    """Whether a line without a mark is part of the item before it; ``every`` item has such."""
     if line.noise or line.is_marked or _HEADING.fullmatch(line.text):
         return False
     if not any(item.lines):
@@ -240,10 +365,10 @@ def _goes_on(item: _Item, line: _Line, before: str, blank: bool, *, wrapped: boo
         return not blank or (number is not None and number.labelled)
     if line.indent >= item.first.indent + NESTED:
         return True
-    if blank or not wrapped:
+    if blank or not wrapped or _OFFER.match(line.text) or _REMARK.fullmatch(line.text):
         return False
-    announced = item.first.is_title and len(item.lines) == 1
-    return announced or _is_wrapped(before, line.text)
+    announced = item.first.is_title and (len(item.lines) == 1 or item.label_only)
+    return announced or every or _is_wrapped(before, line.text)
 
 
 def _is_wrapped(before: str, text: str) -> bool:

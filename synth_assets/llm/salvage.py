@@ -15,6 +15,12 @@ from typing import Any, Final, NamedTuple, NoReturn
 _BLANKS: Final = re.compile(r"[ \t\r\n]*")
 # In prose a bracket may be a citation, [1], and a brace a placeholder: not these.
 _OPENING: Final = re.compile(r"\{\s*\"|\[\s*[{\[\"]")
+_MARK: Final = re.compile(r"\[[A-Z_]+\]")
+# Not JSON, and what models write for an apostrophe.
+_ESCAPED_APOSTROPHE: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\'")
+# Members that hold the arguments of a call.
+_ARGUMENTS: Final = frozenset({"arguments", "parameters"})
+_SCHEMA: Final = frozenset({"type", "properties"})
 MOST_STARTS: Final = 20
 # How deep in other objects the key asked for is looked for.
 MOST_LEVELS: Final = 3
@@ -29,25 +35,46 @@ def salvage_json_list(
     The list may be the whole document or a member of an object, at once or after some prose or a
     code fence. The member called ``key`` wins, wherever it is; then a list of objects with these
     ``fields``; then the first list. An object that has the ``fields`` itself is an item, and so are
-    those that follow it.
+    those that follow it. Several documents with ``key`` count all; JSON inside a string is read
+    where there is no other.
 
     An item that is cut short, or that follows something that is no JSON, is not returned; so any
     prefix of a document yields a prefix of its items. In a document that is cut short before
     ``key``, another list is no answer. No list at all: no items, not complete.
     """
-    best: _Found | None = None
+    text = _ESCAPED_APOSTROPHE.sub(r"\1'", text)
+    if text.lstrip()[:1] == '"' and (inner := _in_string(text, "")):
+        return salvage_json_list(inner, key=key, fields=fields)
+    best: list[_Found] = []
     examined = 0
     for start in _starts(text):
         if start < examined:
             continue
         found, examined = _in_document(text, start, key.casefold(), fields)
-        if found is not None and (best is None or found.rank < best.rank):
-            best = found
-        if best is not None and best.rank == _BY_KEY:
-            break
-    if best is None:
-        return [], False
-    return _objects(text, best.at, fields) if best.rank == _ALONE else _items(text, best.at)
+        if found is None or (best and found.rank > best[0].rank):
+            continue
+        if not best or found.rank < best[0].rank:
+            best = [found]
+        elif found.rank == _BY_KEY:
+            best.append(found)
+    if not best:
+        inner = _in_string(text, key.casefold())
+        return salvage_json_list(inner, key=key, fields=fields) if inner else ([], False)
+    if best[0].rank == _ALONE:
+        return _objects(text, best[0].at, fields)
+    lists = [_items(text, found.at) for found in best]
+    return [item for items, _ in lists for item in items], all(whole for _, whole in lists)
+
+
+def _in_string(text: str, key: str) -> str:
+    """JSON that is written as a string: the document, the rows, or the arguments of a call."""
+    start = _skip(text, 0)
+    inner, _ = _value(text, start)
+    if isinstance(inner, dict):
+        named = {str(name).casefold(): value for name, value in inner.items()}
+        inner = next((named[name] for name in (key, *sorted(_ARGUMENTS)) if name in named), "")
+    # What it holds is shorter, so this comes to an end.
+    return inner if isinstance(inner, str) and inner.lstrip()[:1] in ("{", "[") else ""
 
 
 class _Found(NamedTuple):
@@ -63,15 +90,22 @@ _BY_KEY, _BY_FIELDS, _FIRST, _ALONE = range(4)
 def _starts(text: str) -> list[int]:
     """Where a document may begin: at once, or else wherever prose gives way to JSON."""
     first = _skip(text, 0)
-    if text[first : first + 1] in ("{", "["):
-        return [first]
-    return [match.start() for match in islice(_OPENING.finditer(text), MOST_STARTS)]
+    later = [match.start() for match in islice(_OPENING.finditer(text, first), MOST_STARTS)]
+    if text[first : first + 1] in ("{", "[") and not _MARK.match(text, first):
+        return [first, *later]
+    return later
 
 
 def _in_document(text: str, start: int, key: str, fields: Set[str]) -> tuple[_Found | None, int]:
     """The rows of the document that begins at ``start``, and where the document ends."""
     if text[start] == "{":
         return _in_object(text, start, key, fields, MOST_LEVELS)
+    first = _skip(text, start + 1)
+    if text[first : first + 1] == "{":
+        # A list of calls, or of documents.
+        inner, end = _in_object(text, first, key, fields, MOST_LEVELS)
+        if inner is not None and inner.rank == _BY_KEY:
+            return inner, end
     _, end = _value(text, start)
     rank = _BY_FIELDS if _holds_objects(text, start, fields) else _FIRST
     return _Found(rank, start + 1), end
@@ -93,7 +127,7 @@ def _in_object(
     for _, at in lists:
         if _holds_objects(text, at, fields):
             return _Found(_BY_FIELDS, at + 1), end
-    if lists and (closed or not key):
+    if lists and (closed or not key) and not _SCHEMA.issubset(dict(members)):
         return _Found(_FIRST, lists[0][1] + 1), end
     if closed and fields and fields <= {name for name, _ in members}:
         return _Found(_ALONE, start), end

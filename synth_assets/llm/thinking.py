@@ -29,7 +29,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 _NAMES: Final = (
-    r"(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad"
+    r"(?:\w{1,20}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad"
     r"|chain[_-]of[_-]thought|cot|inner[_-]monologue)"
 )
 _PAIRS: Final = (
@@ -38,6 +38,7 @@ _PAIRS: Final = (
     (r"\u25c1(think)\u25b7", r"\u25c1/(think)\u25b7"),
     (r"<\|begin_of_(thought)\|>", r"<\|end_of_(thought)\|>"),
     (r"<\|START_(THINKING)\|>", r"<\|END_(THINKING)\|>"),
+    (r"<\|(think)(?:ing)?\|>", r"<\|/(think)(?:ing)?\|>"),
     (r"<\|(inner)_prefix\|>", r"<\|(inner)_suffix\|>"),
     (r"<\|(channel)>\s*(?:thought|analysis)\b", r"<(channel)\|>"),
     (r"<(unused)94>\s*thought\b", r"<(unused)95>"),
@@ -57,12 +58,23 @@ _END_MARK: Final = re.compile(
     r"|<\uff5cend\u2581of\u2581sentence\uff5c>)\s*\Z"
 )
 MOST_END_MARKS: Final = 4
+# A turn that ends, and what a model makes up of the next one.
+_NEXT_TURN: Final = re.compile(
+    r"(?:<\|(?:im_end|eot_id|eom_id|end|endoftext|end_of_text|end_of_turn|eos|END_OF_TURN_TOKEN)\|>"
+    r"|<end_of_turn>|<eos>|</s>|<\uff5cend\u2581of\u2581sentence\uff5c>)\s*"
+    r"(?:<\|(?:im_start|start|start_header_id|START_OF_TURN_TOKEN|user|assistant|system)\|>"
+    r"|<start_of_turn>|<s>|\[INST\]|<\uff5c(?:User|Assistant)\uff5c>"
+    r"|(?:Human|User|Assistant|System|Question):)"
+)
 _LIST_MARK: Final = re.compile(r"[ \t>]*(?:[-*+\u2022\u2013\u2014]|\(?\d{1,4}[.):])[ \t]")
 _HEADER: Final = re.compile(
     r"(?:<\|start\|>\w*)?<\|channel\|>\s*(\w+)([^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>"
 )
+_NO_HEADER: Final = re.compile(r"\s*(?:<\|start\|>)?(?:assistant)?(?:<\|message\|>)?\s*")
 _TURN_END: Final = re.compile(r"<\|(?:end|return|call|start)\|>")
-_HARMONY_LOST: Final = re.compile(r"\s*analysis(?=\S).*?assistant\s*final(?=\W|[A-Z])", re.DOTALL)
+_HARMONY_LOST: Final = re.compile(
+    r"\s*(?:analysis(?=\S).*?)?assistant\s*final(?=\W|[A-Z])", re.DOTALL
+)
 _HARMONY_OPEN: Final = re.compile(r"\s*analysis[A-Z][\w']*\s")
 _GRANITE: Final = re.compile(
     r"\s*here(?:'s| is) my thought process:(.*?\shere(?:'s| is) my response:)?",
@@ -110,12 +122,21 @@ def _between_marks(text: str) -> Said:
             kept, at = [], stray.end()
             continue
         if opening is None:
-            return Said("".join([*kept, text[at:]]), "")
+            return Said(_joined([*kept, text[at:]]), "")
         kept.append(text[at : opening.start()])
         closing = marks.closing_of(opening)
         if closing is None:
-            return Said("".join(kept), text[opening.start() :])
+            return Said(_joined(kept), text[opening.start() :])
         at = closing.end()
+
+
+def _joined(parts: list[str]) -> str:
+    """What was said before and after thinking, which may be all that stood between two words."""
+    said = ""
+    for part in filter(None, parts):
+        apart = not said or said[-1].isspace() or part[0].isspace()
+        said += part if apart else f"\n{part}"
+    return said
 
 
 class _Marks:
@@ -228,10 +249,11 @@ def _of_harmony(text: str) -> Said | None:
         return Said("", text) if _HARMONY_OPEN.match(text) else None
     final: list[str] = []
     called: list[str] = []
-    other = ""
+    other = rest = ""
     for header, following in zip(headers, [*headers[1:], None], strict=True):
         body = text[header.end() : following.start() if following else len(text)]
         ended = _TURN_END.search(body)
+        rest = _NO_HEADER.sub("", body[ended.end() :], count=1) if ended and not following else rest
         body = body[: ended.start()] if ended else body
         if header[1] == "final":
             final.append(body)
@@ -239,7 +261,8 @@ def _of_harmony(text: str) -> Said | None:
             called.append(body)
         else:
             other = "" if ended or following else text[header.start() :]
-    return Said("\n".join(final or called), other)
+    # What follows the thinking without a channel is the answer as well.
+    return Said("\n".join(final or called) or rest, other)
 
 
 def _of_granite(text: str) -> Said | None:
@@ -256,6 +279,8 @@ def _is_header(text: str, match: re.Match[str]) -> bool:
 
 
 def _without_end_marks(text: str) -> str:
+    turn = _NEXT_TURN.search(text)
+    text = text[: turn.start()] if turn and text[: turn.start()].strip() else text
     for _ in range(MOST_END_MARKS):
         found = _END_MARK.search(text, max(0, len(text) - 100))
         if found is None:
