@@ -197,6 +197,7 @@ def test_an_attribute_that_is_not_declared_is_named_with_those_that_are() -> Non
         ("", "label 'billing' with 0 examples"),
         (" \n\t", "label 'billing'"),
         ("\ufeff\u200b\u00ad", "label 'billing'"),
+        ("\u3164\u2800\x00", "label 'billing'"),
         ("{# nothing #}", "label 'billing'"),
         ("{% for e in examples %}{{ e }}{% endfor %}", "with 0 examples"),
         ("{% if examples|length != 1 %}x{% endif %}", "with 1 example"),

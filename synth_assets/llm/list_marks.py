@@ -18,6 +18,9 @@ _BULLET: Final = re.compile(
     rf"|<li>\s*)(?P<rest>\S.*)"
 )
 _BARE_BULLET: Final = re.compile(rf"[{_DASHES}*+\u00b7\u2022\u25e6\u25aa\u25cf\u30fb]")
+_TAGGED: Final = re.compile(
+    r"<(?P<tag>[A-Za-z]\w{0,30})(?: [^<>]{0,200})?>(?P<inner>.+)</(?P=tag)>"
+)
 # Arrows, ticks and pictures, which are bullets where every item has the same one.
 _PICTURE: Final = re.compile(
     r"(?P<sign>[\u2190-\u21ff\u25a0-\u25ff\u2600-\u27bf\u2b00-\u2bff\U0001f300-\U0001faff]\ufe0f?)"
@@ -92,6 +95,12 @@ def is_quoted(line: str) -> bool:
     """Whether the whole line, with or without emphasis, stands in quotation marks."""
     bare = _without_emphasis(line)
     return bare[:1] in _QUOTES and bare[:1] != "'" and _without_quotes(bare) != bare
+
+
+def tagged(line: str) -> str:
+    """What stands between two tags around the whole line, as in <item>...</item>; "" for none."""
+    found = _TAGGED.fullmatch(line)
+    return found["inner"].strip() if found else ""
 
 
 def numbers(line: str) -> list[Number]:

@@ -20,6 +20,7 @@ from synth_assets.llm.list_marks import (
     is_quoted,
     numbers,
     picture,
+    tagged,
     tight_bullet,
     unwrapped,
     without_inner_marks,
@@ -34,6 +35,13 @@ _OFFER: Final = re.compile(
     r"(?:let me know|(?:i )?hope (?:this|these|that)|feel free to|would you like"
     r"|do you (?:want|need) (?:me|more)"
     r"|if you(?:'d| would)? (?:like|need|want) (?:me|more|any|some))\b",
+    re.IGNORECASE,
+)
+# What announces a list of the model's own questions or notes, behind that of the rows.
+_CLOSING: Final = re.compile(
+    r"\b(?:(?:could|can|would|do) you|let me know|to help me|tell me|notes?|explanations?"
+    r"|key (?:features|points|considerations)|disclaimers?|(?:why|how|about) (?:this|these))"
+    r"\b.*[:?]",
     re.IGNORECASE,
 )
 # A line that says something about an item: "Tone: calm".
@@ -123,11 +131,35 @@ def read_plain_list(
         return table
     few = rows is not None and 2 * len(members) < rows == len(texts)
     if not members or few:
-        quoted = [line for line in texts if is_quoted(line.text) and not line.cut]
-        if members or len(quoted) != rows:
+        within = [] if members else _enclosed(texts, rows)
+        if not within:
             return _unmarked(texts, rows)
-        members = quoted
+        return _marked(lines, within, wrapped=False)
+    members = _without_questions(lines, members, rows)
     return _marked(lines, members, wrapped=continued is None)
+
+
+def _without_questions(lines: list[_Line], members: list[_Line], rows: int | None) -> list[_Line]:
+    """Without items that a closing question or note announces once all rows were given."""
+    if rows is None or not 0 < rows < len(members):
+        return members
+    first, last = lines.index(members[rows - 1]), lines.index(members[rows])
+    between = [line.text for line in lines[first + 1 : last] if line.text]
+    return members[:rows] if any(map(_CLOSING.search, between)) else members
+
+
+def _enclosed(texts: list[_Line], rows: int | None) -> list[_Line]:
+    """Lines in quotation marks or between tags, if they are as many as were asked for."""
+    whole = [line for line in texts if not line.cut]
+    for found in (
+        [line for line in whole if tagged(line.text)],
+        [line for line in whole if is_quoted(line.text)],
+    ):
+        if found and len(found) == rows:
+            for line in found:
+                line.bullet = tagged(line.text) or line.text
+            return found
+    return []
 
 
 def _continued(text: str, mark: str, *, cut: bool) -> PlainList:

@@ -34,7 +34,10 @@ MAX_TEMPLATE_CHARS = 1_000_000
 TRIALS_WORK = 10 * WORK
 _ENVIRONMENT = PromptEnvironment()
 _ABROAD = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-_INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+")
+_INVISIBLE = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\u034f\u115f\u1160\u180e\u2800\u3164\uffa0\ufe00-\ufe0f\u00ad"
+    r"\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
+)
 MAX_SAID = 300
 _MEND = "mend the template"
 
