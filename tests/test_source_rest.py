@@ -337,6 +337,7 @@ ENDS: list[Answer] = [
     as_json([]),
     Answer(b"", 204),
     Answer(b"no such page", 404),
+    Answer(b"", 416),
 ]
 
 
@@ -347,7 +348,7 @@ ENDS: list[Answer] = [
         (kind, end)
         for kind in ("offset", "page_number", "cursor")
         for end in ENDS
-        if (kind, end.status) != ("cursor", 404)
+        if kind != "cursor" or end.status < 400
     ],
 )
 def test_an_empty_answer_ends_the_paging(
@@ -368,8 +369,56 @@ def test_an_empty_answer_ends_the_paging(
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: f"{end.status}-{end.body.decode()}")
 def test_an_empty_first_answer_is_an_error(server: Server, tmp_path: Path, end: Answer) -> None:
     server.respond = lambda asked: end
-    with pytest.raises(SourceError, match=r"no records|answers 404"):
+    with pytest.raises(SourceError, match=r"no records|answers 4"):
         read(listed(server, "offset", OFFSETS), tmp_path)
+
+
+@pytest.mark.parametrize("status", [400, 410, 422])
+def test_a_refusal_that_may_be_the_end_or_a_limit_tells_what_to_declare(
+    server: Server, tmp_path: Path, status: int
+) -> None:
+    server.respond = lambda asked: (
+        page(ITEMS[:3]) if asked.query["offset"] == "0" else Answer(b"", status)
+    )
+    with pytest.raises(SourceError, match=rf"answers {status}(?s:.*)declare how many there are"):
+        read(listed(server, "offset", OFFSETS), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["offset", "page_number"])
+def test_an_api_that_leaves_out_false_ends_with_the_first_empty_page(
+    server: Server, tmp_path: Path, kind: str
+) -> None:
+    def respond(asked: Asked) -> Answer:
+        first = int(asked.query.get("offset", (int(asked.query.get("page", 1)) - 1) * 3))
+        return page(ITEMS[first : first + 3], **({"more": True} if first + 3 < 7 else {}))
+
+    server.respond = respond
+    paging = (OFFSETS if kind == "offset" else PAGES) | {"has_more_path": "more"}
+    assert read(listed(server, kind, paging), tmp_path) == (list(range(7)), "")
+    assert len(server.asked) == 4
+    server.respond = lambda asked: page(ITEMS)  # never said: a wrong path
+    with pytest.raises(SourceError, match="nothing at more"):
+        read(listed(server, kind, paging), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("records", "path", "said"),
+    [
+        ({"items": ITEMS}, "data", "the only record holds a list of 7 at 'items'"),
+        ({"items": ITEMS}, "", "the only record holds a list of 7 at 'data.items'"),
+        ({"items": [{"node": i} for i in ITEMS]}, "data.items", "object of its own, named 'node'"),
+        ({"items": [{"node": i} for i in ITEMS]}, "data.items[*].node", ""),
+        ({"items": [{"id": 1, "tags": ["a", "b"]}]}, "data.items", ""),
+        ({"items": [{"id": n} for n in range(3)]}, "data.items", ""),
+    ],
+)
+def test_records_that_lie_deeper_than_the_path_goes_are_told(
+    server: Server, tmp_path: Path, records: Any, path: str, said: str
+) -> None:
+    server.respond = lambda asked: as_json({"data": records})
+    copy, _ = rest.fetch(RestList(server.url, "t", records=path), folder=tmp_path)
+    noted = " ".join(copy.facts["notes"])
+    assert (said in noted) if said else not noted
 
 
 def test_items_that_are_no_objects_among_others_stay_to_be_counted(
@@ -461,6 +510,11 @@ def test_a_link_may_be_relative_and_end_in_any_spelling(
         ("single", {}, page(ITEMS, next="/t?page=2")),
         ("single", {}, page(ITEMS, has_more=True)),
         ("single", {}, as_json({"data": {"items": ITEMS}}, Link='</t?p=2>; rel="next"')),
+        ("single", {}, as_json({"data": {"items": ITEMS}}, X_Total_Count="8")),
+        ("single", {}, page(ITEMS, total=8)),
+        ("single", {}, page(ITEMS, meta={"totalCount": "8"})),
+        ("single", {}, page(ITEMS, links={"next": "/t?page=2"})),
+        ("single", {}, page(ITEMS, **{"@odata.nextLink": "/t?page=2"})),
         ("cursor", CURSORS | {"cursor_path": "nxt"}, page(ITEMS, next_cursor="b")),
         ("link_header", {"links_next_key": "nxt"}, page(ITEMS, next="/t?page=2")),
     ],
@@ -473,6 +527,14 @@ def test_further_pages_that_nobody_reads_are_told(
     assert ids == list(range(7))
     assert "further pages" in noted
     assert "pagination" in noted
+
+
+@pytest.mark.parametrize("more", [{"total": 7}, {"total": None}, {"total": "many"}, {"next": ""}])
+def test_an_answer_that_is_whole_is_not_said_to_go_on(
+    server: Server, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    server.respond = lambda asked: page(ITEMS, meta=more, **more)
+    assert read(listed(server, "single", {}), tmp_path)[1] == ""
 
 
 def test_an_api_without_records_is_an_error(server: Server, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_colons_and_percents_of_a_query_are_just_text(database: sa.Engine, tmp_p
             ";\n/* a ; b */\n;\n",
             " /* ' */ ; ",
         ),
-        *("\n\n -- a 'quote", "\t;;\r\n"),
+        *("\n\n -- a 'quote", "\t;;\r\n", "; /* never closed", "/* a -- */--b"),
     ],
 )
 def test_a_query_may_end_in_a_comment_and_works_again_and_again(
@@ -125,6 +125,9 @@ def test_a_query_may_end_in_a_comment_and_works_again_and_again(
         ("SELECT E'it\\'s;' ;", "SELECT E'it\\'s;'"),
         ("SELECT $q$;--$q$;", "SELECT $q$;--$q$"),
         ("SELECT 5--3", "SELECT 5--3"),
+        (" ; SELECT 1 /* ;", "SELECT 1"),
+        ("SELECT '/* a', 1;", "SELECT '/* a', 1"),
+        ("SELECT 6/*2*/ /3", "SELECT 6/*2*/ /3"),
         ("SELECT 1; SELECT 2", "SELECT 1; SELECT 2"),
         ("", ""),
     ],

@@ -7,7 +7,9 @@ came (``Pages.check``), and a page that says nothing new ends the paging.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +21,19 @@ from synth_assets.errors import SourceError, shown
 # So many empty pages in a row are the end, whatever a server says of more.
 EMPTY_PAGES = 10
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "y"}), frozenset({"false", "0", "no", "n", ""})
-# What answers of single pages have at their top when there are more.
-_NEXT_KEYS = ("next", "next_page", "next_page_url", "nextPageToken", "next_cursor", "has_more")
+# What answers of single pages have when there are more: at their top, or an object deeper.
+_NEXT_KEYS = ("next", "next_page", "next_page_url", "next_cursor", "has_more")
+_NEXT = frozenset(name.replace("_", "") for name in (*_NEXT_KEYS, "next_page_token", "next_link"))
+_TOTAL = frozenset({"total", "totalcount", "totalresults", "totalitems", "totalrecords"})
+_TOTAL_HEADERS = ("X-Total-Count", "X-Total", "Total-Count")
 
 
 @dataclass
 class Pages:
     """What was read so far. ``value``: the last answer; ``over``: it said that there is no more.
 
-    ``rows`` and ``kept`` (pages) are counted by who reads; ``beyond``: more was asked for than is
-    declared, to see that there is none.
+    ``rows`` and ``kept`` (pages) are counted by who reads; ``arrived``: in the last answer;
+    ``beyond``: more was asked for than is declared, to see that there is none.
     """
 
     asked: int = 0
@@ -40,6 +45,8 @@ class Pages:
     beyond: bool = False
     declared: list[int] = field(default_factory=list)
     unit: str = "records"
+    told_more: bool = False
+    arrived: int = 0
     notes: list[str] = field(default_factory=list)
 
     def declare(self, path: Any) -> int:
@@ -54,10 +61,14 @@ class Pages:
             raise ValueError(f"no number at {path}")
         return self.declared[-1]
 
-    def says_more(self, path: Any) -> bool:
+    def says_more(self, path: Any) -> bool | None:
+        """What the answer says at ``path``; None where it says nothing any more."""
         found = jsonpath.find_values(path, self.value)
+        if not found and self.told_more:
+            return None
         if not found:
             raise ValueError(f"nothing at {path}")
+        self.told_more = True
         said = "" if found[0] is None else str(found[0]).strip().lower()
         if said not in _TRUE | _FALSE:
             raise ValueError(f"neither true nor false at {path}: {found[0]}")
@@ -71,16 +82,33 @@ class Pages:
         self.notes.append(f"{self.empty} empty pages in a row are taken for the end")
         return True
 
-    def look_for_next(self, links: Mapping[str, Any]) -> None:
+    def look_for_next(self, response: Any) -> None:
         """Note what the first answer says of further pages, where none is going to be read."""
-        value = self.value if isinstance(self.value, dict) else {}
-        said = ["a Link header"] if links.get("next") else []
-        said += [key for key in _NEXT_KEYS if _truth(value.get(key))]
-        if self.asked == 1 and said:
+        if self.asked > 1:
+            return
+        said = ["a Link header"] if response.links.get("next") else []
+        said += [f"{name}: {_said(told)}" for name, told in self._tell_more(response.headers)]
+        if said:
             self.notes.append(
                 f"the answer tells of further pages ({', '.join(said)}), which are not read: "
                 "check pagination"
             )
+
+    def _tell_more(self, headers: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+        value = self.value if isinstance(self.value, dict) else {}
+        nested = [one for one in value.values() if isinstance(one, dict)]
+        for name, told in [pair for place in (value, *nested) for pair in place.items()]:
+            plain = name.rpartition(".")[2].replace("_", "").lower()
+            if (plain in _NEXT and _truth(told)) or (plain in _TOTAL and self._above(told)):
+                yield name, told
+        told_above = (name for name in _TOTAL_HEADERS if self._above(headers.get(name)))
+        yield from ((name, headers[name]) for name in told_above)
+
+    def _above(self, told: Any) -> bool:
+        """Whether that is a number above the records that came."""
+        with suppress(ValueError, OverflowError):
+            return int(float(str(told))) > self.rows + self.arrived
+        return False
 
     def check(self, where: str) -> None:
         """Compare what was declared with what came. Raises ``SourceError`` if some is missing."""
@@ -102,6 +130,10 @@ class Pages:
                 fix="check pagination (its parameters and paths); leave the path of the number "
                 "out if it counts something else",
             )
+
+
+def _said(told: Any) -> str:
+    return shown(told if isinstance(told, str) else json.dumps(told, default=str))[:80]
 
 
 def _truth(said: Any) -> bool:
@@ -128,7 +160,7 @@ class _Single(paginators.SinglePagePaginator):
 
     def update_state(self, response: Any, data: list[Any] | None = None) -> None:
         super().update_state(response, data)
-        self.pages.look_for_next(response.links)
+        self.pages.look_for_next(response)
 
 
 class _PageNumbers(paginators.PageNumberPaginator):
@@ -147,7 +179,8 @@ class _PageNumbers(paginators.PageNumberPaginator):
         elif self.has_more_path and pages.tired(len(data or ())):
             return
         if self.has_more_path and (data or _there(self.has_more_path, pages.value)):
-            more = pages.says_more(self.has_more_path) and more is not False
+            said = pages.says_more(self.has_more_path)
+            more = more if said is None else said and more is not False
         self._has_next_page = bool(data) if more is None else more
 
 
@@ -188,7 +221,7 @@ class _Cursors(paginators.JSONResponseCursorPaginator):
             return
         super().update_state(response, data)
         if not self._has_next_page:
-            self.pages.look_for_next(response.links)
+            self.pages.look_for_next(response)
 
 
 class _HeaderLinks(paginators.HeaderLinkPaginator):
@@ -200,7 +233,7 @@ class _HeaderLinks(paginators.HeaderLinkPaginator):
             link = None
         self._next_reference = link or None
         if not link:
-            self.pages.look_for_next(response.links)
+            self.pages.look_for_next(response)
 
 
 class _JsonLinks(paginators.JSONLinkPaginator):
@@ -214,7 +247,7 @@ class _JsonLinks(paginators.JSONLinkPaginator):
             link = None
         self._next_reference = link or None
         if not link:
-            self.pages.look_for_next(response.links)
+            self.pages.look_for_next(response)
 
 
 def _there(path: Any, value: Any) -> bool:

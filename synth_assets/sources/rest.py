@@ -6,9 +6,9 @@ records is an error, not an empty page; numbers keep their text; the key goes to
 only; pages that go in circles end; what the API declares is compared with what came. Any error ends
 the load as a whole.
 
-The end is an empty page (no content, null or {} where the list should be) or, of numbered pages and
-offsets, a 404 or a page that was there before. What ``fetch`` notes of it are the ``notes`` of the
-copy's facts.
+The end is an empty page (no content, null or {} where the list should be) or, of numbered pages
+and offsets, a 404, a 416 or a page that was there before. What ``fetch`` notes of it are the
+``notes`` of the copy's facts.
 
 The snapshot holds every record as one line of JSON, sorted by its text, because an API promises
 no order.
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     import requests
 
     from synth_assets.sources.paging import Pages
+
+# Of numbered pages and offsets: 404 and 416 say that nothing is there. The others may as well say
+# that the API gives no more than so many rows of those it has, which would be a loss.
+_PAST_THE_END = frozenset({404, 416})
+_PERHAPS_PAST_THE_END = frozenset({400, 410, 422})
 
 PageKind = Literal["single", "page_number", "offset", "cursor", "link_header", "json_link"]
 
@@ -131,19 +136,29 @@ def _pages(source: RestList, client: requests.Session, pages: Pages) -> Iterator
             if pages.over:
                 return []
             if response.status_code != 200:
-                raise http.refused(response, where, source.auth_env)
+                error = http.refused(response, where, source.auth_env)
+                raise _maybe_the_end(error) if _counted() and _refused(response) else error
             try:
                 value = exact_json(response.content.decode("utf-8-sig"))
                 response.json()  # what the paginators read
             except (ValueError, RecursionError):
                 raise http.not_json(where) from None
-            pages.value = value
-            return _records(value, source.records, where)
+            records = _records(value, source.records, where)
+            pages.value, pages.arrived = value, len(records)
+            if pages.asked == 1 and (deeper := _deeper(records)):
+                pages.notes.append(f"{deeper}: check `records` ({shown(source.records)})")
+            return records
 
     def _past_the_end(response: requests.Response) -> bool:
         # A link or a cursor that leads nowhere is no end: the API itself has named it.
-        counted = source.pages in ("page_number", "offset")
-        return counted and (response.status_code == 404 or (pages.beyond and not response.ok))
+        end = response.status_code in _PAST_THE_END or (pages.beyond and not response.ok)
+        return end and _counted()
+
+    def _counted() -> bool:
+        return source.pages in ("page_number", "offset")
+
+    def _refused(response: requests.Response) -> bool:
+        return pages.rows > 0 and response.status_code in _PERHAPS_PAST_THE_END
 
     rest = Strict(
         source.base_url,
@@ -207,6 +222,16 @@ def _until_the_end(source: RestList, found: Iterable[Any], pages: Pages) -> Iter
         requests_made.add(following)
 
 
+def _maybe_the_end(error: SourceError) -> SourceError:
+    return SourceError(
+        error.problem,
+        where=error.where,
+        fix="if that is how the API answers behind its last row, declare how many there are "
+        "(total, total_pages) or has_more in pagination; if it gives only so many rows, ask for "
+        "parts by params",
+    )
+
+
 def line(record: Any) -> str:
     """One record as compact JSON on one line."""
     text = compact_json(record)
@@ -233,6 +258,23 @@ def _records(value: Any, path: str, where: str) -> list[Any]:
             fix="`records` is the JSON path of the list, such as data.items",
         )
     return list(records)
+
+
+def _deeper(records: list[Any]) -> str:
+    """What is said where the records seem to lie deeper than the path goes, else ""."""
+    found = [record for record in records if isinstance(record, dict)]
+    if len(found) == len(records) == 1:
+        places = [("", found[0])]
+        places += [(f"{key}.", value) for key, value in found[0].items() if isinstance(value, dict)]
+        for prefix, place in places:
+            for key, value in place.items():
+                if isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict):
+                    return f"the only record holds a list of {len(value)} at {shown(prefix + key)}"
+    names = {tuple(record) for record in found}
+    name = names.pop() if len(names) == 1 and len(found) == len(records) > 1 else ()
+    if len(name) == 1 and all(isinstance(record[name[0]], dict) for record in found):
+        return f"every record lies in an object of its own, named {shown(name[0])}"
+    return ""
 
 
 def _blank(value: Any) -> bool:

@@ -345,7 +345,7 @@ def _execute(
 
 
 _TOKEN = re.compile(
-    r"""(?P<blank>\s+|;|--[^\n]*|/\*.*?\*/)
+    r"""(?P<blank>\s+|;|--[^\n]*|/\*.*?\*/)|(?P<open>/\*.*)
     |[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]
     |(?P<dollar>\$\w*\$).*?(?P=dollar)
     |\w+|.""",
@@ -354,12 +354,16 @@ _TOKEN = re.compile(
 
 
 def statement(query: str) -> str:
-    """A query without the semicolons that end it, also where comments stand behind them.
+    """A query without the semicolons around it, also where comments stand behind them.
 
-    So it can be put into brackets. What looks like one in a text or a comment stays.
+    So it can be put into brackets. What looks like one in a text or a comment stays; a comment that
+    nothing closes (SQLite takes it) would reach over the bracket, and goes.
     """
     end, ending = 0, ""
+    query = query.lstrip("; \t\r\n")
     for token in _TOKEN.finditer(query):
+        if token["open"]:
+            break
         if token["blank"] is None:
             end, ending = token.end(), ""
         elif token["blank"] != ";":
