@@ -433,6 +433,28 @@ def test_a_file_that_is_something_else_is_told_by_its_first_bytes(tmp_path: Path
             assert told in refused(tmp_path, content, kind)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(b"text,label\na,A\n"), "packed as gzip"),
+        (b"BZh91AY&SY\xff", "packed as bz2"),
+        (b"\x28\xb5\x2f\xfd\x20", "packed as zst"),
+        (b"\xfd7zXZ\0\0", "packed as xz"),
+    ],
+)
+def test_a_packed_file_without_its_ending_is_no_question_of_encoding(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    message = refused(tmp_path, content)
+    assert told in message
+    assert "encoding" not in message
+
+
+def test_an_array_in_a_file_of_lines_names_its_format(tmp_path: Path) -> None:
+    for content in (json.dumps(ROWS, indent=1), json.dumps(ROWS)[:-1]):
+        assert "source.format: json, if" in refused(tmp_path, content, "jsonl", name="a.jsonl")
+
+
 # --- which format ---
 
 
@@ -491,13 +513,24 @@ def numbers(labels: Sequence[int | None], **more: Any) -> pl.DataFrame:
     return pl.DataFrame({"text": ["t"] * len(labels), "label": labels, **more})
 
 
-@pytest.mark.parametrize("kind", [pl.Int64, pl.Int8, pl.UInt16])
+@pytest.mark.parametrize("kind", [pl.Int64, pl.Int8, pl.UInt16, pl.Float64, pl.Float32])
 def test_class_labels_of_parquet_become_names(tmp_path: Path, kind: Any) -> None:
     frame = numbers([0, 1, None, 7]).cast({"label": kind})
     found, _ = read(tmp_path, parquet(frame, metadata=with_features(label=LABEL)), "parquet")
     assert found["label"].to_list() == ["neg", "pos", None, None]
     assert problems(found) == [None, None, None, "unknown_class"]
     assert json.loads(found["_raw"][3])["label"] == 7
+
+
+def test_a_number_that_is_none_is_no_cell_where_it_is_read(tmp_path: Path) -> None:
+    nan = float("nan")
+    frame = numbers([0, 1, 0, 1]).with_columns(label=pl.Series([0.0, nan, -1.0, 1.5]))
+    found, _ = read(tmp_path, parquet(frame, metadata=with_features(label=LABEL)), "parquet")
+    assert found["label"].to_list() == ["neg", None, None, None]
+    assert problems(found) == [None, None, None, "unknown_class"]
+    found, _ = read(tmp_path, parquet(frame.with_columns(x=pl.lit(nan))), "parquet")
+    assert found["label"].to_list() == ["0.0", None, "-1.0", "1.5"]
+    assert found["x"][0] == "NaN", "a column that nothing reads stays as it is"
 
 
 def test_minus_one_is_no_label_and_others_are_only_counted_where_nothing_reads(

@@ -150,7 +150,9 @@ def read_batches(
         raise SourceError(
             f"no usable row ({reasons})" if reasons else "no rows",
             where=", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),
-            fix=f"check that it holds rows, as {fmt.format} (source.format, source.delimiter)",
+            fix="source.format: json, if it is an array or objects over several lines"
+            if fmt.format == "jsonl" and "malformed_json" in problems
+            else f"check that it holds rows, as {fmt.format} (source.format, source.delimiter)",
         )
 
 

@@ -87,7 +87,7 @@ def _named(column: str, schema: pl.Schema, needed: Needed) -> bool:
     kind: Any = schema.get(column)
     if isinstance(kind, pl.List | pl.Array):
         kind = kind.inner
-    return kind is not None and kind.is_integer() and column not in needed.numbers
+    return kind is not None and kind.is_numeric() and column not in needed.numbers
 
 
 class _Reading:
@@ -126,6 +126,8 @@ class _Reading:
             column = _without_bytes(column)
             if not self.needed.reads(column.name) and filled.any():
                 self.needed.remarks.cells[column.name, BYTES] += int(filled.sum())
+        if column.dtype.is_float() and self.needed.reads(column.name):
+            column = column.fill_nan(None)
         text = _column_text(column)
         nul = text.str.contains("\0", literal=True).fill_null(False)
         return text, [
@@ -147,13 +149,17 @@ def _is_image(kind: pl.DataType) -> bool:
 def _with_names(column: pl.Series, names: Sequence[str]) -> tuple[pl.Series, pl.Series]:
     """(the names; where a number is the number of none). -1 is how no label is written."""
 
+    # Numbers with gaps are floats in many files: 0.0 is 0 there, NaN is none.
+    numbers = pl.Series(range(len(names)), dtype=pl.Float64)
+
     def named(number: pl.Expr) -> pl.Expr:
-        return number.replace_strict(
-            range(len(names)), list(names), default=None, return_dtype=pl.String
+        return number.cast(pl.Float64).replace_strict(
+            numbers, list(names), default=None, return_dtype=pl.String
         )
 
     def wrong(number: pl.Expr) -> pl.Expr:
-        return number.is_not_null() & (number != -1) & named(number).is_null()
+        known = number.is_not_null() & number.cast(pl.Float64).is_not_nan()
+        return known & (number != -1) & named(number).is_null()
 
     value, kind = pl.col(column.name), column.dtype
     if isinstance(kind, pl.Array):

@@ -51,6 +51,10 @@ _MAGIC = (
     (b"PK\x03\x04", "a workbook or a zip archive", "source.format: excel, or unpack it"),
     (b"\xd0\xcf\x11\xe0", "an old Office file", "source.format: excel, or save it as CSV"),
     (b"%PDF", "a PDF", "save the rows as CSV"),
+    (b"\x28\xb5\x2f\xfd", "packed as zst", "unpack it"),
+    (b"\xfd7zXZ\0", "packed as xz", "unpack it"),
+    (b"BZh", "packed as bz2", "unpack it"),
+    (b"\x1f\x8b", "packed as gzip", "name it .gz, or unpack it"),
 )
 _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
