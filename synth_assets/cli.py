@@ -187,12 +187,11 @@ def plan(dataset: str, as_json: bool) -> None:
     """
     from synth_assets.assets.stages import free_stages
     from synth_assets.forecast import forecast
-    from synth_assets.run import RunSummary, run_dataset
+    from synth_assets.run import run_dataset
 
     with _session(dataset) as session:
         generates = session.dataset.spec.generates
-        free = free_stages(session.dataset)
-        summary = run_dataset(session, until=free) if generates else RunSummary(dataset)
+        summary = run_dataset(session, until=free_stages(session.dataset))
         if summary.exit_code:
             if not as_json:
                 _print_warnings(summary.warnings)
@@ -205,12 +204,12 @@ def plan(dataset: str, as_json: bool) -> None:
         return
     if not generates:
         click.echo(f"{dataset}: nothing to generate; no model is asked, synth run makes the rest")
-        return
-    table = _table("label", "rows wanted", "calls expected", "calls allowed")
-    for row in found.cells:
-        table.add_row(*(_plain(value) for value in row))
-    _print(table)
-    click.echo(found.sentence())
+    else:
+        table = _table("label", "rows wanted", "calls expected", "calls allowed")
+        for row in found.cells:
+            table.add_row(*(_plain(value) for value in row))
+        _print(table)
+        click.echo(found.sentence())
     _print_warnings(summary.warnings)
 
 

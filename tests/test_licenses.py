@@ -24,6 +24,22 @@ def declared(*licences: str) -> list[dict[str, Any]]:
         (["MIT", "CC0"], [Share("MIT", ("s0",), 2), Share("CC0", ("s1",), 3)]),
         (["MIT", "mit "], [Share("MIT", ("s0", "s1"), 5)]),
         (["CC BY 4.0", "cc-by-4.0"], [Share("CC BY 4.0", ("s0", "s1"), 5)]),
+        (["MIT", "the MIT License"], [Share("MIT", ("s0", "s1"), 5)]),
+        (["Apache-2.0", "Apache License, Version 2.0"], [Share("Apache-2.0", ("s0", "s1"), 5)]),
+        (["apache2.0", "Apache v2"], [Share("apache2.0", ("s0", "s1"), 5)]),
+        (["GPL-3.0", "GPL-3.0+"], [Share("GPL-3.0", ("s0",), 2), Share("GPL-3.0+", ("s1",), 3)]),
+        (
+            ["CC BY 4.0", "CC BY 3.0"],
+            [Share("CC BY 4.0", ("s0",), 2), Share("CC BY 3.0", ("s1",), 3)],
+        ),
+        (
+            ["cc-by-4.0", "cc_by_sa_4.0"],
+            [Share("cc-by-4.0", ("s0",), 2), Share("cc_by_sa_4.0", ("s1",), 3)],
+        ),
+        (
+            ["License", "\u8bb8\u53ef"],
+            [Share("License", ("s0",), 2), Share("\u8bb8\u53ef", ("s1",), 3)],
+        ),
         (["", ""], [Share("", ("s0", "s1"), 5)]),
         (["MIT", "", "MIT"], [Share("MIT", ("s0", "s2"), 6), Share("", ("s1",), 3)]),
     ],

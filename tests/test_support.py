@@ -561,3 +561,18 @@ def test_a_source_none_of_whose_labels_is_declared_is_told_which_are_meant(
     assert ran.code == 1
     assert "no usable row among 120" in ran.errors
     assert "no row has the declared label 'login'; did you mean 'Login' (20 rows)?" in ran.errors
+
+
+def test_the_plan_of_a_dataset_that_generates_nothing_says_what_labels_lack(
+    server: ServerState, tmp_path: Path
+) -> None:
+    place = made(tmp_path)
+    folder = place.dataset()
+    del folder.attributes["generate"]
+    folder.edit("task.labels", dict.fromkeys(("billing", "delivery", "logins"), ""))
+    told = synth(place, server, "plan", "tickets")
+    assert told.code == 0, told.errors
+    assert "nothing to generate" in told.out
+    assert "declared label 'logins'; did you mean 'login' (20 rows)?" in flat(told.out)
+    found = synth(place, server, "plan", "tickets", "--json").json["warnings"]
+    assert any("did you mean 'login'" in line for line in found)

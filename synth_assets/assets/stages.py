@@ -108,8 +108,9 @@ def sources_of(dataset: Dataset) -> list[str]:
 
 
 def free_stages(dataset: Dataset) -> list[str]:
-    """The last stages before a model is asked."""
-    return [name for name in ("plan", "imported") if name in stages_of(dataset)]
+    """The last stages before a model is asked; where none is, those that tell of the labels."""
+    last = "plan" if dataset.spec.generates else "human_train"
+    return [name for name in (last, "imported") if name in stages_of(dataset)]
 
 
 def parents_of(dataset: Dataset, stage: str) -> list[str]:

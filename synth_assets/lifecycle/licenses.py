@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+# Words that name no other licence, whether they are there or not.
+_FILLERS = frozenset({"the", "licence", "license", "licensed", "under", "version"})
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,12 @@ def shares(
 ) -> list[Share]:
     """Declared sources (and rows by their names) by licence, in the order of declaration.
 
-    Two spellings of one licence (case, blanks for hyphens) are one.
+    Two spellings of one licence (case, blanks for hyphens, "the ... License") are one.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     for source in sources:
         text = str(source.get("license") or "").strip()
-        kept = found.setdefault(same(text), (text, []))
+        kept = found.setdefault(_plainest(text), (text, []))
         kept[1].append(str(source.get("name") or source.get("kind") or "source"))
     return [
         Share(text, tuple(names), None if rows is None else sum(rows.get(n, 0) for n in names))
@@ -42,6 +46,14 @@ def shares(
 def same(text: str) -> str:
     """A licence's text in the form in which two are compared."""
     return "-".join(text.strip().lower().split())
+
+
+def _plainest(text: str) -> str:
+    """What is compared of a licence's text: its words and numbers, without those that say none."""
+    apart = re.sub(r"(?<=[a-z])v?(?=\d)", "-", text.lower())  # apache2.0, v2
+    words = re.findall(r"\d+(?:\.\d+)*|[^\W\d_]+|\+", apart)
+    kept = [re.sub(r"^(\d+)(\.0)+$", r"\1", word) for word in words if word not in _FILLERS]
+    return "-".join(word for word in kept if word != "v") or same(text)
 
 
 def is_mix(found: Sequence[Share]) -> bool:
