@@ -13,6 +13,7 @@ import orjson
 import polars as pl
 from pydantic import ValidationError
 
+from synth_assets.cells import tidy
 from synth_assets.errors import SynthError, UsageError, shown
 from synth_assets.lifecycle.release import MANIFEST_VERSION, version_of
 from synth_assets.spec.model import DatasetSpec
@@ -77,12 +78,18 @@ class Release:
 
     @cached_property
     def strata(self) -> tuple[str, ...]:
-        """Every stratum: as declared, then what else the rows hold (of all splits, sorted)."""
+        """Every stratum: as declared, then what else the rows hold (of all splits, sorted).
+
+        Rows of older releases may spell a declared one with other blanks: theirs stands in its
+        place, so that it is one class with one number.
+        """
         declared = tuple(self.task.strata() or {})
         column = self.task.stratum
         found = pl.concat([self.rows(split).select(column) for split in SPLITS])
         names = found.unique().drop_nulls().collect()[column].sort().to_list()
-        return declared + tuple(name for name in names if name not in set(declared))
+        theirs = {tidy(name): name for name in reversed(names)}
+        spelt = tuple(n if n in names else theirs.get(n, n) for n in declared)
+        return spelt + tuple(name for name in names if name not in spelt)
 
 
 def open_release(root: Path, dataset: str, which: str = CURRENT) -> Release:
