@@ -255,7 +255,9 @@ def errors(told: dict[str, Any], ran: Ran) -> dict[str, float | None]:
         "completion_tokens": tokens["completion"],
         "usd": ran.json["cost_usd"],
     }
-    return forecast_error(Estimate(**{key: told[key] for key in told if key != "rows"}), spent)
+    return forecast_error(
+        Estimate(**{key: told[key] for key in told if key not in ("rows", "warnings")}), spent
+    )
 
 
 def within(found: dict[str, float | None], **bounds: float) -> bool:

@@ -377,7 +377,8 @@ def test_a_share_is_said_exactly_when_it_is_above_the_threshold(
 
 def judged(*rows: tuple[str, str, str | None]) -> pl.DataFrame:
     schema = {"request_id": pl.String, "cell": pl.String, "reason": pl.String}
-    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(item=1)
+    made = pl.DataFrame(rows, schema=schema, orient="row")
+    return made.with_columns(item=1, problem=pl.lit(None, pl.String))
 
 
 def test_generated_and_imported_rows_are_each_measured_by_themselves() -> None:

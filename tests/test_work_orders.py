@@ -17,7 +17,7 @@ def test_the_source_is_what_the_readme_says(synth_home: Path) -> None:
     assert table(synth_home, "human_raw", "work_orders").height == 5_485
     human = table(synth_home, "human", "work_orders")
     counts = dict(human.group_by("label").len().iter_rows())
-    assert human.height == 2_061
+    assert human.height == 2_068
     assert len(counts) == 9
     assert (counts["Hydraulic System"], counts["Turbochargers"]) == (814, 23)
 

@@ -64,12 +64,11 @@ def plan_checks(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
 def _unused_check(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
     """What is written by hand shows no human row that training does not use, unless it may.
 
-    Only where there can be any: a limit and folds leave rows out, hand-written seeds may say a
-    reject.
+    Declared whether or not there are hand-written seeds: what a dataset's stages are checked for
+    must not change with a file beside it, or the code location would have to be loaded again.
     """
     spec, task = dataset.spec, task_for(dataset.spec)
-    limited = spec.human.limit_train is not None or spec.official or bool(dataset.handwritten_seeds)
-    if spec.validation.derived_from_unused == "allow" or not limited:
+    if spec.validation.derived_from_unused == "allow":
         return []
     others = ("seeds", "human_train", "set_aside", "human_rejects")
 

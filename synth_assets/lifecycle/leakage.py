@@ -155,7 +155,8 @@ def prompt_leaks(
     A prompt shows one when a line of it is similar to the holdout text, with or without its list
     mark ("- ", "12. ") and field name ("Text: "); or when the holdout text, if it has 20
     normalised characters or more, stands in the normalised prompt at word boundaries, across lines
-    too, but not across the items of a list, unless the holdout text has several lines itself. `labels` are what the prompts ask for (null: not known), `stratum` is the column of the
+    too, but not across the items of a list, unless the holdout text has several lines itself.
+    `labels` are what the prompts ask for (null: not known), `stratum` is the column of the
     holdout's.
 
     Returns one row per prompt and holdout row, ordered by them: `prompt` (UInt32, index into
