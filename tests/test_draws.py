@@ -45,6 +45,20 @@ def test_a_rare_natural_label_is_lost_as_often_as_chance_has_it() -> None:
     assert (totals(NATURAL, "c") == 0).mean() == pytest.approx((1 - 2 / 87) ** 87, abs=0.05)
 
 
+def test_how_often_a_rare_label_comes_is_learnt_from_the_holdout_as_well() -> None:
+    rare = rows(["a"] * 98 + ["b"] * 2)
+    alike, other = {"a": 940, "b": 60}, {"a": 300, "b": 700}
+    draws = {
+        name: training_draws(rare, draws=DRAWS, seed=3, elsewhere=elsewhere)
+        for name, elsewhere in (("alike", alike), ("other", other))
+    }
+    clusters = rare["cluster"].to_list()
+    found = {name: np.stack(list(one.factors(clusters)))[:, 98:] for name, one in draws.items()}
+    assert found["alike"].sum(axis=1).mean() == pytest.approx(100 * 62 / 1_100, abs=0.5)
+    # A holdout of another source says nothing about these rows.
+    assert found["other"].sum(axis=1).mean() == pytest.approx(2, abs=0.3)
+
+
 def test_counts_that_were_chosen_stay() -> None:
     even = rows(["a"] * 15 + ["b"] * 15 + ["c"] * 15)
     assert all((totals(even, label) == 15).all() for label in "abc")

@@ -23,6 +23,7 @@ from synth_assets.lifecycle.resample import (
     Estimate,
     drawn_scores,
     exponential,
+    fit_scores,
     interval,
     keys_of,
     weighted_scores,
@@ -500,6 +501,34 @@ def test_fewer_repeats_mean_wider_intervals() -> None:
         return found.high - found.low
 
     assert width(2) > width(4) > width(20)
+
+
+def test_the_spread_of_a_label_of_few_rows_is_not_taken_for_small() -> None:
+    truth = np.array([0, 1, 2] * 4)
+    generator = np.random.default_rng(0)
+    predicted = generator.integers(0, 3, (9, 12))
+    keys = keys_of([str(n) for n in range(12)], seed=1, stream="holdout")
+
+    def spread(*sizes: int) -> list[float]:
+        scores = fit_scores(truth, predicted, keys, sizes=np.array(sizes), draws=5)
+        return [float(scores.f1(code).refits.std()) for code in range(3)]
+
+    plain = spread(0, 0, 0)  # labels without rows are left as they are
+    assert spread(1, 2, 5) == pytest.approx(
+        [plain[0] * 2**0.5, plain[1] * 2**0.5, plain[2] * 1.25**0.5]
+    )
+
+
+def test_a_label_is_as_scarce_as_in_the_scarcer_arm() -> None:
+    truth = np.array([0, 1] * 5)
+    predicted = np.random.default_rng(0).integers(0, 2, (7, 10))
+    keys = keys_of([str(n) for n in range(10)], seed=1, stream="holdout")
+    few, many = (
+        fit_scores(truth, predicted, keys, sizes=np.array(sizes), draws=5)
+        for sizes in ([2, 3], [200, 300])
+    )
+    assert np.abs(many.minus(few, "macro_f1").refits).max() == 0
+    assert np.abs(many.f1_minus(few, 1).refits).max() == 0
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:

@@ -5,7 +5,8 @@ A bootstrap tells the truth when it draws as the sample was drawn (Davison & Hin
 chance stay what they are:
 
 - **Natural** human rows are drawn over all labels: a rare label may come out with fewer rows, or
-  with none, as it would in another sample of the same size.
+  with none, as it would in another sample of the same size. How often a label comes is taken from
+  training and held-out rows together, where the two agree: one or two training rows say little.
 - **Fixed** counts stay: those of synthetic rows, which a plan decides; the first rows that were
   taken of every label on purpose; and human labels whose counts are more even than chance makes
   them (``counts_are_fixed``).
@@ -90,13 +91,20 @@ class TrainingDraws:
 
 
 def training_draws(
-    rows: pl.DataFrame, *, draws: int, seed: int, first_of_each: int = 0
+    rows: pl.DataFrame,
+    *,
+    draws: int,
+    seed: int,
+    first_of_each: int = 0,
+    elsewhere: Mapping[str, int] | None = None,
 ) -> TrainingDraws:
     """Draws all clusters of ``rows`` (cluster, label, human: Boolean) ``draws`` times.
 
     ``first_of_each``: human rows that were taken of every label on purpose before the rest came
-    in natural proportions. A cluster with a human row is drawn as its human rows are, under their
-    first label. The order of rows does not matter.
+    in natural proportions. ``elsewhere``: rows per label of another sample of the same source (the
+    holdout), by which natural proportions are known better than by a few training rows. A cluster
+    with a human row is drawn as its human rows are, under their first label. The order of rows does
+    not matter.
     """
     clusters = (
         rows.sort("cluster", "human", "label", descending=[False, True, False])
@@ -106,7 +114,7 @@ def training_draws(
         .with_row_index("place")
     )
     human, made = clusters.filter("human"), clusters.filter(~pl.col("human"))
-    strata = [*_human_strata(human, first_of_each), *_by_label(made, "synthetic")]
+    strata = [*_human_strata(human, first_of_each, elsewhere or {}), *_by_label(made, "synthetic")]
     times = np.zeros((draws, clusters.height), dtype=np.int32)
     for stratum in strata:
         for draw, places in enumerate(stratum.drawn(seed, draws)):
@@ -115,23 +123,45 @@ def training_draws(
     return TrainingDraws(place, times)
 
 
-def _human_strata(human: pl.DataFrame, first_of_each: int) -> list[_Stratum]:
+def _human_strata(
+    human: pl.DataFrame, first_of_each: int, elsewhere: Mapping[str, int]
+) -> list[_Stratum]:
     if human.is_empty():
         return []
-    counts = human.group_by("label").len().sort("label")
-    if counts_are_fixed(counts["len"].to_list()):
+    counts = human.group_by("label").len("rows").sort("label")
+    if counts_are_fixed(counts["rows"].to_list()):
         return _by_label(human, _HUMAN)
     chosen = _by_label(human, _HUMAN, most=first_of_each) if first_of_each else []
     rest = human.height - sum(stratum.size for stratum in chosen)
     if not rest:
         return chosen
+    left = counts.with_columns(left=(pl.col("rows") - (first_of_each if chosen else 0)).clip(0))
+    shares = _shares(dict(left.select("label", "left").iter_rows()), elsewhere)
+    each = human.join(counts, on="label", how="left", maintain_order="left").select(
+        pl.col("label").replace_strict(shares, return_dtype=pl.Float64) / pl.col("rows")
+    )
+    upper = np.cumsum(each.to_series().to_numpy())
     places = human["place"].to_numpy().astype(np.int64)
-    if not chosen:
-        return [_Stratum(_HUMAN, places, rest)]
-    of_label = pl.len().over("label")
-    left = human.select(((of_label - first_of_each).clip(0) / of_label).cast(pl.Float64))
-    upper = np.cumsum(left.to_series().to_numpy())
     return [*chosen, _Stratum(_HUMAN, places, rest, upper / upper[-1])]
+
+
+def _shares(counts: Mapping[str, int], elsewhere: Mapping[str, int]) -> dict[str, float]:
+    """How often each label of ``counts`` comes: by them and, if they agree, other rows too."""
+    both = np.array([[counts[name], elsewhere.get(name, 0)] for name in counts], dtype=np.float64)
+    return dict(
+        zip(counts, (both.sum(axis=1) if _agree(both) else both[:, 0]).tolist(), strict=True)
+    )
+
+
+def _agree(both: Floats) -> bool:
+    """Whether two samples (K, 2) of counts may be of one source: chi-square, 1 % level."""
+    both = both[both.sum(axis=1) > 0]
+    if len(both) < 2 or (both.sum(axis=0) == 0).any():
+        return False
+    expected = both.sum(axis=1, keepdims=True) * both.sum(axis=0) / both.sum()
+    return float(((both - expected) ** 2 / expected).sum()) <= float(
+        chi2.ppf(1 - EVEN_BY_CHANCE, len(both) - 1)
+    )
 
 
 def _by_label(clusters: pl.DataFrame, name: str, *, most: int | None = None) -> list[_Stratum]:

@@ -94,7 +94,7 @@ def measure(
     }
     trained["human_upsampled"] = _upsampled(trained["human"], to=trained["blend"])
     trained["human_balanced"] = _balanced(trained["human"], to=trained["blend"])
-    draws = _draws(trained, repeats=repeats, seed=seed, first_of_each=first_of_each)
+    draws = _draws(trained, held, repeats=repeats, seed=seed, first_of_each=first_of_each)
     with threadpool_limits(limits=1):  # the order of a threaded sum would show in the last digit
         exam = _Exam.of(held, trained, kind=kind, draws=draws, repeats=repeats, seed=seed)
         results = {arm: exam.result(trained[arm]) for arm in ARMS}
@@ -112,6 +112,17 @@ class _Rows:
     labels: list[str]
     weights: Floats
     note: str
+
+    def cluster_counts(self) -> pl.DataFrame:
+        """label, clusters."""
+        return (
+            pl.DataFrame(
+                {"label": self.labels, "cluster": self.clusters},
+                schema={"label": pl.String, "cluster": pl.String},
+            )
+            .group_by("label")
+            .agg(pl.col("cluster").n_unique().cast(pl.Int64))
+        )
 
     def counts(self) -> pl.DataFrame:
         return (
@@ -179,7 +190,12 @@ def _label_weights(rows: _Rows) -> dict[str, float]:
 
 
 def _draws(
-    trained: dict[ArmName, _Rows], *, repeats: int, seed: int, first_of_each: int
+    trained: dict[ArmName, _Rows],
+    held: _Rows,
+    *,
+    repeats: int,
+    seed: int,
+    first_of_each: int,
 ) -> TrainingDraws:
     parts = [
         pl.DataFrame(
@@ -189,7 +205,13 @@ def _draws(
         for arm, rows in trained.items()
         if arm in ("human", "synthetic", "blend")
     ]
-    return training_draws(pl.concat(parts), draws=repeats, seed=seed, first_of_each=first_of_each)
+    return training_draws(
+        pl.concat(parts),
+        draws=repeats,
+        seed=seed,
+        first_of_each=first_of_each,
+        elsewhere=dict(held.counts().iter_rows()),
+    )
 
 
 def _joined(*notes: str) -> str:
@@ -258,10 +280,15 @@ class _Exam:
             truth,
             predicted,
             keys_of(self.held.clusters, seed=self.seed, stream="holdout"),
-            labels=len(self.labels),
+            sizes=self._sizes(rows),
             draws=HOLDOUT_DRAWS,
         )
         return _Result(count, _joined(rows.note, note), scores, predicted[0] == truth)
+
+    def _sizes(self, rows: _Rows) -> Codes:
+        """(K,): clusters of ``rows`` per label of the holdout."""
+        counted = dict(rows.cluster_counts().iter_rows())
+        return np.array([counted.get(name, 0) for name in self.labels], dtype=np.int64)
 
     def _prepared(
         self, rows: _Rows, codes: Codes
@@ -358,8 +385,7 @@ def _differences(results: dict[ArmName, _Result]) -> pl.DataFrame:
         for metric in METRICS:
             found = None
             if ours and theirs:
-                change = ours.of(metric) - theirs.of(metric)
-                found = interval(change, lowest=-1.0, difference=True)
+                found = interval(ours.minus(theirs, metric), lowest=-1.0, difference=True)
             name: dict[str, object] = {"comparison": f"{arm} - {base}", "metric": metric}
             rows.append(name | _limits(found, ("value", "low", "high")))
     return pl.DataFrame(rows, schema=_schema(["comparison", "metric"], ["value", "low", "high"]))
@@ -377,8 +403,7 @@ def _labels(
             row[f"f1_{arm}"] = round(float(scores.f1(code).drawn[0]), DECIMALS) if scores else None
         found = None
         if human and blend:
-            change = blend.f1(code) - human.f1(code)
-            found = interval(change, lowest=-1.0, difference=True)
+            found = interval(blend.f1_minus(human, code), lowest=-1.0, difference=True)
         rows.append(row | _limits(found, _columns("delta")))
     floats = [*(f"f1_{arm}" for arm in ARMS), *_columns("delta")]
     scored = pl.DataFrame(rows, schema=_schema(["label"], floats))

@@ -112,27 +112,70 @@ class Estimate:
 
 @dataclass(frozen=True)
 class FitScores:
-    """Of one arm: its full fit under drawn test rows, and its refits on them as they are."""
+    """Of one arm: its full fit under drawn test rows, and its refits on them as they are.
+
+    ``sizes`` (K,): clusters of training rows per label, of which refits are draws.
+    """
 
     full: Scores  # F = 1, 1 + M weightings
     refits: Scores  # F = R, one weighting
+    sizes: Codes
 
     def of(self, metric: str) -> Estimate:
         """``accuracy`` or ``macro_f1``."""
-        full, refits = getattr(self.full, metric), getattr(self.refits, metric)
-        return Estimate(full[0], refits[:, 0])
+        return self.beside(self, metric)
 
     def f1(self, code: int) -> Estimate:
         """F1 of one label."""
-        return Estimate(self.full.f1[0, code], self.refits.f1[:, code, 0])
+        return self.f1_beside(self, code)
+
+    def beside(self, other: FitScores, metric: str) -> Estimate:
+        """As in a comparison with ``other``: a label is as scarce as it is in the scarcer arm."""
+        if metric == "accuracy":
+            return Estimate(self.full.accuracy[0], self.refits.accuracy[:, 0])
+        refits = _unshrunk(self.refits.f1[:, :, 0], np.minimum(self.sizes, other.sizes))
+        return Estimate(self.full.macro_f1[0], refits.mean(axis=1))
+
+    def f1_beside(self, other: FitScores, code: int) -> Estimate:
+        """F1 of one label, as in a comparison with ``other``."""
+        refits = _unshrunk(self.refits.f1[:, :, 0], np.minimum(self.sizes, other.sizes))
+        return Estimate(self.full.f1[0, code], refits[:, code])
+
+    def minus(self, other: FitScores, metric: str) -> Estimate:
+        """The paired difference of a metric."""
+        return self.beside(other, metric) - other.beside(self, metric)
+
+    def f1_minus(self, other: FitScores, code: int) -> Estimate:
+        """The paired difference of one label's F1."""
+        return self.f1_beside(other, code) - other.f1_beside(self, code)
 
 
-def fit_scores(truth: Codes, predicted: Codes, keys: Keys, *, labels: int, draws: int) -> FitScores:
-    """Scores of ``predicted`` (1 + R, n), the full fit first; see ``drawn_scores``."""
+def _unshrunk(refits: Floats, sizes: Codes) -> Floats:
+    """``refits`` (R, K) with their spread per label as it would be without the bootstrap's bias.
+
+    Draws from c rows vary by (c - 1) / c of what c fresh rows would (Davison & Hinkley 1997,
+    section 3.2): a label of one row would be drawn the same each time it is drawn. Deviations are
+    scaled by sqrt(c / (c - 1)), those of a single row as those of two.
+    """
+    held = np.maximum(sizes, 2)
+    factor = np.where(sizes > 0, np.sqrt(held / (held - 1)), 1.0)
+    middle = refits.mean(axis=0)
+    return np.asarray(middle + factor * (refits - middle), dtype=np.float64)
+
+
+def fit_scores(
+    truth: Codes, predicted: Codes, keys: Keys, *, sizes: Codes, draws: int
+) -> FitScores:
+    """Scores of ``predicted`` (1 + R, n), the full fit first; see ``drawn_scores``.
+
+    ``sizes`` (K,): see ``FitScores``; there are K labels.
+    """
+    labels = len(sizes)
     every = np.ones((len(truth), 1))
     return FitScores(
         drawn_scores(truth, predicted[:1], keys, labels=labels, draws=draws),
         weighted_scores(truth, predicted[1:], every, labels=labels),
+        sizes,
     )
 
 
