@@ -65,10 +65,17 @@ def test_counts_that_were_chosen_stay() -> None:
     assert times(even).var() > 0.5
 
 
-def test_synthetic_counts_stay_since_a_plan_decided_them() -> None:
-    made = rows(["a"] * 30 + ["b"] * 4, human=False)
+def test_generated_counts_stay_since_a_plan_decided_them() -> None:
+    calls = [f"call\x1f{place}" for place in range(34)]
+    made = rows(["a"] * 30 + ["b"] * 4, human=False, clusters=calls)
     assert (totals(pl.concat([NATURAL, made]), "c") != 2).any()
     assert (totals(made, "b") == 4).all()
+
+
+def test_imported_counts_vary_as_those_of_human_rows_do() -> None:
+    made = rows(["a"] * 30 + ["b"] * 4, human=False)
+    assert totals(made, "b").var() > 2
+    assert (times(pl.concat([NATURAL, made]))[:, NATURAL.height :].sum(axis=1) == 34).all()
 
 
 def test_rows_taken_of_each_label_first_stay_and_the_rest_varies() -> None:

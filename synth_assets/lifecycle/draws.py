@@ -7,9 +7,9 @@ chance stay what they are:
 - **Natural** human rows are drawn over all labels: a rare label may come out with fewer rows, or
   with none, as it would in another sample of the same size. How often a label comes is taken from
   training and held-out rows together, where the two agree: one or two training rows say little.
-- **Fixed** counts stay: those of synthetic rows, which a plan decides; the first rows that were
-  taken of every label on purpose; and human labels whose counts are more even than chance makes
-  them (``counts_are_fixed``).
+- **Fixed** counts stay: those of generated rows, which a plan decides; the first rows that were
+  taken of every label on purpose; and counts that are more even than chance makes them
+  (``counts_are_fixed``). Imported rows without a parent are drawn as human rows are, by themselves.
 - A **cluster** is what came together: rows of one model call, rows written from the same parents
   (and such a parent itself, when it trains), rows of one declared group.
 
@@ -39,6 +39,7 @@ Places = NDArray[np.int64]
 EVEN_BY_CHANCE = 0.01
 _HUMAN = "human"
 _SEPARATOR = "\x1f"
+_CALL = f"call{_SEPARATOR}"
 
 
 def counts_are_fixed(counts: Sequence[int]) -> bool:
@@ -114,7 +115,12 @@ def training_draws(
         .with_row_index("place")
     )
     human, made = clusters.filter("human"), clusters.filter(~pl.col("human"))
-    strata = [*_human_strata(human, first_of_each, elsewhere or {}), *_by_label(made, "synthetic")]
+    planned = pl.col("cluster").str.starts_with(_CALL)
+    strata = [
+        *_found_strata(_HUMAN, human, first_of_each, elsewhere or {}),
+        *_by_label(made.filter(planned), "planned"),
+        *_found_strata("other", made.filter(~planned), 0, elsewhere or {}),
+    ]
     times = np.zeros((draws, clusters.height), dtype=np.int32)
     for stratum in strata:
         for draw, places in enumerate(stratum.drawn(seed, draws)):
@@ -123,26 +129,27 @@ def training_draws(
     return TrainingDraws(place, times)
 
 
-def _human_strata(
-    human: pl.DataFrame, first_of_each: int, elsewhere: Mapping[str, int]
+def _found_strata(
+    name: str, rows: pl.DataFrame, first_of_each: int, elsewhere: Mapping[str, int]
 ) -> list[_Stratum]:
-    if human.is_empty():
+    """Strata of clusters whose labels were found, not chosen, unless their counts say otherwise."""
+    if rows.is_empty():
         return []
-    counts = human.group_by("label").len("rows").sort("label")
+    counts = rows.group_by("label").len("rows").sort("label")
     if counts_are_fixed(counts["rows"].to_list()):
-        return _by_label(human, _HUMAN)
-    chosen = _by_label(human, _HUMAN, most=first_of_each) if first_of_each else []
-    rest = human.height - sum(stratum.size for stratum in chosen)
+        return _by_label(rows, name)
+    chosen = _by_label(rows, name, most=first_of_each) if first_of_each else []
+    rest = rows.height - sum(stratum.size for stratum in chosen)
     if not rest:
         return chosen
     left = counts.with_columns(left=(pl.col("rows") - (first_of_each if chosen else 0)).clip(0))
     shares = _shares(dict(left.select("label", "left").iter_rows()), elsewhere)
-    each = human.join(counts, on="label", how="left", maintain_order="left").select(
+    each = rows.join(counts, on="label", how="left", maintain_order="left").select(
         pl.col("label").replace_strict(shares, return_dtype=pl.Float64) / pl.col("rows")
     )
     upper = np.cumsum(each.to_series().to_numpy())
-    places = human["place"].to_numpy().astype(np.int64)
-    return [*chosen, _Stratum(_HUMAN, places, rest, upper / upper[-1])]
+    places = rows["place"].to_numpy().astype(np.int64)
+    return [*chosen, _Stratum(name, places, rest, upper / upper[-1])]
 
 
 def _shares(counts: Mapping[str, int], elsewhere: Mapping[str, int]) -> dict[str, float]:
@@ -199,6 +206,6 @@ def _together() -> pl.Expr:
         pl.when(imported & (pl.col("seed_ids").list.len() > 0))
         .then(parents)
         .when(pl.col("request_id").is_not_null() & ~imported)
-        .then(pl.concat_str(pl.lit(f"call{_SEPARATOR}"), pl.col("request_id")))
+        .then(pl.concat_str(pl.lit(_CALL), pl.col("request_id")))
         .otherwise("record_id")
     )
