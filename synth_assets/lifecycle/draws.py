@@ -15,8 +15,8 @@ chance stay what they are:
 
 Why not weights that are never zero (Exp(1), Rubin 1981): they keep every label in every draw, and
 let the label totals of a balanced sample vary. Against the spread of fresh samples they gave .4 to
-.7 of it for 100 rows at natural frequencies, and 1.3 to 1.6 times it for balanced ones
-(``benchmarks/contribution``).
+.7 of it for 100 rows at natural frequencies, and 1.3 to 1.6 times it for balanced ones (measured
+once, when they were replaced; ``benchmarks/contribution`` measures the draws made here).
 """
 
 from __future__ import annotations
